@@ -1,0 +1,229 @@
+"""One claim at one point: its readings, its directions, and slopes along them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gradtest._src import differences, seeding
+from gradtest._src.differences import Slope
+from gradtest._src.inputs import Leaf, Point
+from gradtest._src.program import Claim, Program, Values
+from gradtest._src.lifting import widen
+from gradtest._src.truth import Bench, Readings
+
+# Leaves whose expected contributions lie within this factor share a direction.
+_BUCKET_SPAN = 1e3
+# Below this part of the largest contribution a gradient is float64 noise.
+_NOISE_FLOOR = 1e-11
+
+
+class Case:
+    """A program, a claim about its derivative, and the point where it is judged.
+
+    Attributes:
+      program: The function under test (or, at order 2, its gradient).
+      claim: The derivative under test.
+      point: Values of the leaves.
+      rtol: Allowed relative formula gap.
+      key: The key of the check, and `trial` the trial's number: they fix every draw.
+      retrace: Returns this case with the program traced anew in float64, or None where
+        that can't be done.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        claim: Claim,
+        point: Point,
+        *,
+        rtol: float,
+        key: Any,
+        trial: int,
+        retrace: Callable[[], Case | None] = lambda: None,
+        forward: Claim | None = None,
+        works: bool = True,
+    ):
+        self.program = program
+        self.claim = claim
+        self.point = point
+        self.key = key
+        self.trial = trial
+        self.retrace = retrace
+        self.seed = self._draw_seed()
+        self.bench = Bench(
+            program, claim, point, self.seed, forward=forward, works=works
+        )
+        self.rtol = max(rtol, 64 * self.noise) if self.bench.islands else rtol
+
+    def _draw_seed(self) -> Values:
+        if self.claim.mode == "fwd":
+            return [
+                tangent.astype(leaf.dtype)
+                for tangent, leaf in zip(self.tangents, self.leaves, strict=True)
+            ]
+        if self.program.is_scalar:
+            return [np.ones((), dtype=self.program.outputs[0].dtype)]
+        return [
+            _normal(seeding.generator(self.key, "cotangent", self.trial, i), out.shape,
+                    out.dtype)
+            for i, out in enumerate(self.program.outputs)
+        ]  # fmt: skip
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The leaves that move."""
+        return self.program.inputs.moving
+
+    @functools.cached_property
+    def weights(self) -> Values:
+        """Cotangents that weigh the outputs into one number, in float64."""
+        if self.claim.mode == "rev":
+            return [widen(value) for value in self.seed]
+        return [
+            widen(_normal(seeding.generator(self.key, "cotangent", self.trial, i),
+                          out.shape, out.dtype))
+            for i, out in enumerate(self.program.outputs)
+        ]  # fmt: skip
+
+    @functools.cached_property
+    def readings(self) -> Readings:
+        """Claim, exact derivative and values at the point, in float64."""
+        tangents = self.tangents if self.bench.forward else ()
+        return self.bench.read(self.point, tangents=tangents)
+
+    @functools.cached_property
+    def tangents(self) -> Values:
+        """A tangent of every leaf, of the leaf's own size."""
+        return [self.direction(i, "tangent") for i in range(len(self.leaves))]
+
+    @functools.cached_property
+    def working_eps(self) -> float:
+        """Spacing of the coarsest dtype among the leaves and the outputs."""
+        typed = (*self.leaves, *self.program.outputs)
+        return max(float(jnp.finfo(item.dtype).eps) for item in typed)
+
+    @property
+    def noise(self) -> float:
+        """Relative noise of the values: float64's, or that of what was not lifted."""
+        float64_eps = float(np.finfo(np.float64).eps)
+        return self.working_eps if self.bench.islands else float64_eps
+
+    @functools.cached_property
+    def sizes(self) -> list[float]:
+        """Root mean square of each leaf, 1 where it is all zero: its natural scale."""
+        return [_root_mean_square(value) or 1.0 for value in self.point.moving]
+
+    def contributions(self, gradient: Values) -> np.ndarray:
+        """Returns how much each leaf adds to a slope along a direction of its size."""
+        return np.array(
+            [norm(g) * size for g, size in zip(gradient, self.sizes, strict=True)]
+        )
+
+    def floors(self, gradient: Values) -> list[float]:
+        """Returns, for each leaf, the norm below which its gradient is noise."""
+        largest = float(np.max(self.contributions(gradient), initial=0.0))
+        size = differences.magnitude(self.readings.values, self.weights)
+        floor = max(_NOISE_FLOOR * largest, 1e-14 * size)
+        if self.bench.islands:
+            floor = max(floor, self.noise * largest)
+        return [floor / scale for scale in self.sizes]
+
+    def direction(self, leaf: int, purpose: str) -> np.ndarray:
+        """Draws a direction for one leaf, of the leaf's own size."""
+        return self.sizes[leaf] * widen(self._normal(self.leaves[leaf], purpose))
+
+    def _normal(self, leaf: Leaf, purpose: str) -> np.ndarray:
+        generator = seeding.generator(self.key, purpose, self.trial, leaf.name)
+        return _normal(generator, leaf.shape, leaf.dtype)
+
+    def measure(self, directions: Mapping[int, np.ndarray], scale: float) -> Slope:
+        """Measures the slope along directions of some leaves, the others at rest."""
+        along = [
+            directions.get(i, np.zeros(leaf.shape, _wide(leaf.dtype)))
+            for i, leaf in enumerate(self.leaves)
+        ]
+        return differences.measure_slope(
+            self.bench.line(self.point, self.readings.stops, along),
+            self.weights,
+            scale=scale,
+            base=self.readings.values,
+            relative_noise=self.noise,
+        )
+
+    def buckets(self, contributions: np.ndarray) -> list[list[int]]:
+        """Groups leaves of like contribution; those that add nothing join the last."""
+        largest = float(np.max(contributions, initial=0.0))
+        silent = [
+            i for i, c in enumerate(contributions) if c <= _NOISE_FLOOR * largest
+        ]
+        groups: list[list[int]] = []
+        for i in np.argsort(-contributions, kind="stable").tolist():
+            if i in silent:
+                continue
+            first = contributions[groups[-1][0]] if groups else 0.0
+            if groups and contributions[i] * _BUCKET_SPAN >= first:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        if silent:
+            groups = [*groups[:-1], [*(groups[-1] if groups else []), *silent]]
+        return groups
+
+    def bucket_directions(
+        self, bucket: Sequence[int], contributions: np.ndarray, purpose: str
+    ) -> tuple[dict[int, np.ndarray], float]:
+        """Draws a bucket's direction, weighted so that its leaves count alike.
+
+        Returns:
+          Directions by leaf, and the size of the slope to expect along them.
+        """
+        counted = [contributions[i] for i in bucket if contributions[i] > 0]
+        smallest = min(counted, default=0.0)
+        directions, total = {}, 0.0
+        for i in bucket:
+            weight = smallest / contributions[i] if contributions[i] > 0 else 1.0
+            # A leaf that adds only noise must not set everybody's step.
+            weight = max(weight, 1 / _BUCKET_SPAN)
+            directions[i] = weight * self.direction(i, purpose)
+            total += (weight * contributions[i]) ** 2
+        return directions, float(np.sqrt(total))
+
+
+def norm(array: np.ndarray) -> float:
+    """Returns the Euclidean norm of an array of any shape."""
+    return float(np.linalg.norm(array.ravel()))
+
+
+def pair(gradient: np.ndarray, direction: np.ndarray) -> float:
+    """Returns the real pairing of a cotangent with a tangent, JAX's convention."""
+    return float(np.sum((gradient * direction).real))
+
+
+def pair_all(gradient: Values, directions: Mapping[int, np.ndarray]) -> float:
+    """Returns the pairing summed over the leaves that move."""
+    return sum(pair(gradient[i], v) for i, v in directions.items())
+
+
+def _root_mean_square(value: Any) -> float:
+    array = widen(value)
+    return norm(array) / max(array.size, 1) ** 0.5
+
+
+def _wide(dtype: Any) -> Any:
+    return np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64
+
+
+def _normal(
+    generator: np.random.Generator, shape: tuple[int, ...], dtype: Any
+) -> np.ndarray:
+    """Draws normal numbers of a dtype; complex ones with independent parts."""
+    draw = generator.standard_normal(shape, dtype=np.float32)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        draw = draw + 1j * generator.standard_normal(shape, dtype=np.float32)
+    return np.asarray(draw).astype(dtype)
+

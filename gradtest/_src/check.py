@@ -1,0 +1,326 @@
+"""One check from end to end: trace, evaluate, compare, explain, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradtest._src import forward, program, seeding, variants
+from gradtest._src.approximation import explain_gaps
+from gradtest._src.case import Case
+from gradtest._src.compare import FormulaJudge, solver_findings, value_findings
+from gradtest._src.findings import Finding, Report, Verdict, worst
+from gradtest._src.inputs import Inputs, Point, read_inputs
+from gradtest._src.program import Claim, Program
+from gradtest._src.rounding import judge_rounding
+
+MODES = ("rev", "fwd")
+DEFAULT_RTOL = 2e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user chose; see the assertions for the meaning of each."""
+
+    argnums: int | Sequence[int] | None = None
+    has_aux: bool = False
+    trials: int = 1
+    key: Any = 0
+    order: int = 1
+    modes: Sequence[str] | None = None
+    rtol: float = DEFAULT_RTOL
+    rounding_rtol: float | None = None
+    exclude: Sequence[str] = ()
+    variant: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError or TypeError where an option makes no sense."""
+        seeding.describe(self.key)
+        if not isinstance(self.trials, int) or self.trials < 1:
+            raise ValueError(f"`trials` must be an integer >= 1, got {self.trials!r}.")
+        if self.order not in (1, 2):
+            raise ValueError(f"`order` must be 1 or 2, got {self.order!r}.")
+        for name in ("rtol", "rounding_rtol"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}.")
+        wrong = set(self.modes or ()) - set(MODES)
+        if wrong or self.modes is not None and not self.modes:
+            raise ValueError(
+                f"`modes` must be None or name some of {MODES}, got {self.modes!r}."
+            )
+        if self.variant is not None and not callable(self.variant):
+            raise TypeError(f"`variant` must be callable, got {self.variant!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """The derivatives of one program that are under test."""
+
+    reverse: Claim | None
+    forward: Claim | None
+    unsupported: tuple[str, ...] = ()
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that are claimed."""
+        pairs = (("rev", self.reverse), ("fwd", self.forward))
+        return tuple(mode for mode, claim in pairs if claim is not None)
+
+
+Claiming = Callable[[Program, Point], Claims]
+
+
+def autodiff_claims(options: Options) -> Claiming:
+    """Returns a function that traces what JAX differentiates, in the modes it has."""
+
+    def claims(traced: Program, point: Point) -> Claims:
+        found: dict[str, Claim | None] = {"rev": None, "fwd": None}
+        unsupported = []
+        for mode, trace in (
+            ("rev", program.reverse_claim),
+            ("fwd", program.forward_claim),
+        ):
+            if options.modes is not None and mode not in options.modes:
+                continue
+            try:
+                found[mode] = trace(traced, point, options.variant)
+            except Exception as error:
+                if not _is_missing_mode(error):
+                    raise
+                if options.modes is not None:
+                    raise ValueError(
+                        f"`modes` asks for {mode!r}, which the function does not "
+                        f"support: {error}"
+                    ) from error
+                unsupported.append(f"{mode}: {str(error).strip().splitlines()[0]}")
+        if not any(found.values()):
+            raise ValueError(
+                "`fn` has neither reverse-mode nor forward-mode derivatives: "
+                + "; ".join(unsupported)
+            )
+        return Claims(found["rev"], found["fwd"], tuple(unsupported))
+
+    return claims
+
+
+def hand_written_claims(grad_fn: Callable[..., Any], options: Options) -> Claiming:
+    """Returns a function that traces a hand-written gradient."""
+
+    def claims(traced: Program, point: Point) -> Claims:
+        if not traced.is_scalar:
+            described = ", ".join(
+                f"{out.name}: {np.dtype(out.dtype).name}{list(out.shape)}"
+                for out in traced.outputs[:4]
+            )
+            raise TypeError(
+                "`fn` must return one real number to have a gradient, got "
+                f"{described}; use assert_autodiff_matches for other functions."
+            )
+        argnums = options.argnums if options.argnums is not None else 0
+        claim = program.hand_written_claim(
+            traced, point, grad_fn, argnums, options.variant
+        )
+        return Claims(claim, None)
+
+    return claims
+
+
+def _is_missing_mode(error: Exception) -> bool:
+    """Whether an exception says that JAX has no such mode here; not a user's slip."""
+    text = str(error)
+    return isinstance(error, NotImplementedError) or any(
+        phrase in text
+        for phrase in (
+            "Reverse-mode differentiation does not work",
+            "forward-mode differentiation (jvp)",
+            "no forward-mode derivative",
+            "transpose_solve required",
+        )
+    )
+
+
+class Check:
+    """A function, its claims and the options: runs trials and makes the report."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        claiming: Claiming,
+        options: Options,
+    ):
+        self.fn = fn
+        self.claiming = claiming
+        self.options = options
+        self.inputs = read_inputs(
+            fn, args, argnums=options.argnums, exclude=options.exclude
+        )
+        self._first = self.inputs.draw(options.key, 0)
+        self._programs = [self._trace(self.inputs, self._first)]
+        self._claims = [claiming(self._programs[0], self._first)]
+        self._cases: list[Case] = []
+
+    def _trace(self, inputs: Inputs, point: Point) -> Program:
+        return program.trace_program(
+            self.fn, inputs, point, has_aux=self.options.has_aux
+        )
+
+    def findings(self) -> list[Finding]:
+        """Runs every trial; returns the worst finding of each leaf, mode and order."""
+        found: dict[Any, Finding] = {}
+        for trial in range(self.options.trials):
+            point = self._first if trial == 0 else self._draw(trial)
+            for finding in self._run_trial(point, trial):
+                place = (finding.order, finding.mode, finding.name)
+                kept = found.get(place)
+                if kept is None or _rank(finding) > _rank(kept):
+                    found[place] = finding
+        return list(found.values())
+
+    def _draw(self, trial: int) -> Point:
+        return self.inputs.draw(self.options.key, trial)
+
+    def _run_trial(self, point: Point, trial: int) -> list[Finding]:
+        found = self._judge(0, point, trial)
+        passed = worst(f.verdict for f in found) is Verdict.PASS
+        if self.options.order == 1 or not passed:
+            return found
+        if len(self._programs) == 1:
+            self._add_second_order(point)
+        return found + self._judge(1, point, trial)
+
+    def _add_second_order(self, point: Point) -> None:
+        first = self._programs[0]
+        if self._claims[0].reverse is None:
+            raise ValueError(
+                "`order` 2 needs a reverse mode, which the function does not have: "
+                + "; ".join(self._claims[0].unsupported)
+            )
+        second = first.gradient(self._cases[0].seed)
+        self._programs.append(second)
+        self._claims.append(self.claiming(second, point))
+
+    def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
+        claims = self._claims[level]
+        case = self._case(self._programs[level], claims, point, trial)
+        self._cases.append(case)
+        if claims.reverse is None:
+            return forward.judge_alone(case)
+        found = FormulaJudge(case).findings()
+        found = explain_gaps(case, found)
+        found = judge_rounding(case, found, self.options.rounding_rtol)
+        return [
+            *value_findings(case),
+            *found,
+            *solver_findings(case),
+            *forward.judge_beside_reverse(case),
+        ]
+
+    def _case(
+        self, traced: Program, claims: Claims, point: Point, trial: int
+    ) -> Case:
+        claim = claims.reverse or claims.forward
+        assert claim is not None
+        return Case(
+            traced,
+            claim,
+            point,
+            forward=claims.forward if claims.reverse else None,
+            rtol=self.options.rtol,
+            key=self.options.key,
+            trial=trial,
+            retrace=lambda: self._retrace(point, trial, traced.order),
+        )
+
+    def _retrace(self, point: Point, trial: int, order: int) -> Case | None:
+        """Traces everything anew in float64: the user's Python runs again."""
+        inputs, wide = self.inputs.widened(point)
+        try:
+            return self._retraced_case(inputs, wide, trial, order)
+        except TypeError:
+            # Functions that JAX traced in the other mode may be cached with indices
+            # of that mode's integers.
+            jax.clear_caches()
+        except Exception:  # the user's code does not work in float64
+            return None
+        try:
+            return self._retraced_case(inputs, wide, trial, order)
+        except Exception:
+            return None
+
+    def _retraced_case(
+        self, inputs: Inputs, point: Point, trial: int, order: int
+    ) -> Case:
+        with jax.enable_x64(True):
+            traced = self._trace(inputs, point)
+            if order == 2:
+                seed = [np.asarray(s, np.float64) for s in self._cases[0].seed]
+                traced = traced.gradient(seed)
+            claims = self.claiming(traced, point)
+            return Case(
+                traced, claims.reverse, point, rtol=self.options.rtol,  # type: ignore[arg-type]
+                key=self.options.key, trial=trial, works=False,
+            )  # fmt: skip
+
+    def report(self, assertion: str) -> Report:
+        """Runs the check."""
+        findings = self.findings()
+        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+        unchecked = [f"{leaf} (excluded)" for leaf in self.inputs.unchecked]
+        for claims in self._claims:
+            unchecked += claims.unsupported
+        return Report(
+            assertion=assertion,
+            subject=name,
+            verdict=worst(f.verdict for f in findings),
+            findings=tuple(findings),
+            trials=self.options.trials,
+            key=seeding.describe(self.options.key),
+            modes=self._claims[0].modes,
+            order=self.options.order,
+            precision=tuple(self._precision()),
+            unchecked=tuple(dict.fromkeys(unchecked)),
+            notes=tuple(self._notes()),
+            replay=self._replay(assertion, name, findings),
+        )
+
+    def _precision(self) -> list[str]:
+        lines = ["precision: everything in float64 (lifted), claim in its own as well"]
+        islands = sorted({name for case in self._cases for name in case.bench.islands})
+        if islands:
+            lines = [
+                "precision: float64 (lifted), but in its own precision ran "
+                + ", ".join(islands)
+            ]
+        reasons = {case.bench.why_no_exact for case in self._cases} - {""}
+        lines += [f"judged by differences alone: {reason}" for reason in reasons]
+        return lines
+
+    def _notes(self) -> list[str]:
+        notes = []
+        variant = self.options.variant
+        if variant is not None:
+            notes.append(f"run under {variants.describe_variant(variant)}")
+        devices = max((case.claim.devices for case in self._cases), default=0)
+        if devices:
+            notes.append(f"the result of each of {devices} devices was checked")
+        return notes
+
+    def _replay(self, assertion: str, name: str, findings: list[Finding]) -> str:
+        bad = [f for f in findings if f.verdict is not Verdict.PASS]
+        if not bad:
+            return ""
+        trial = f", trials={self.options.trials}" if self.options.trials > 1 else ""
+        at = f"  # trial {bad[0].trial}" if self.options.trials > 1 else ""
+        key = seeding.describe(self.options.key)
+        return f"gradtest.{assertion}({name}, ..., key={key}{trial}){at}"
+
+
+def _rank(finding: Finding) -> tuple[int, float]:
+    return finding.verdict.severity, finding.strain
+

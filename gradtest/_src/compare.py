@@ -1,0 +1,412 @@
+"""The formula gap in reverse mode: the lifted claim against the truth, leaf by leaf.
+
+`measured` is the judge and `exact` gives the detail: a few directions confirm the
+exact derivative, which then speaks for every leaf and entry. Where the claim departs
+from it, a difference quotient along the very entries in dispute decides which of the
+two is right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from gradtest._src import diagnose, jaxprs, seeding
+from gradtest._src.case import Case, norm, pair, pair_all
+from gradtest._src.differences import Slope
+from gradtest._src.findings import Entry, Finding, Gap, Verdict
+from gradtest._src.solvers import SolveKind
+
+# Where error estimates hide more than this part of a slope, nothing is concluded.
+_SWAMPED = 0.05
+_ENTRIES_PROBED = 6
+# A solver's residual: rounding explains this much for a direct one ...
+_DIRECT_RESIDUAL = 1e-6
+# ... and this much, its square root in float32, is a usual tolerance to iterate to.
+_ITERATIVE_RESIDUAL = 3.5e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafGap:
+    """The difference of two gradients of one leaf.
+
+    Attributes:
+      size: Norm of the difference relative to the truth's norm; infinite where a true
+        gradient of zero is claimed to be something else.
+      allowed: What is allowed of it, relative to the same.
+      disputed: Which entries, or all of them together, exceed the allowance.
+      entry: Where the two differ most.
+    """
+
+    size: float
+    allowed: float
+    disputed: np.ndarray
+    entry: Entry | None
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the two differ by more than is allowed, as a whole or anywhere."""
+        return bool(self.disputed.any())
+
+
+def leaf_gap(
+    claimed: np.ndarray, truth: np.ndarray, *, rtol: float, floor: float
+) -> LeafGap:
+    """Compares two gradients of one leaf, norm-wise and entry by entry.
+
+    Args:
+      claimed: The gradient under test.
+      truth: What it should be, of the same shape.
+      rtol: Allowed relative difference; never scaled by the size of the array.
+      floor: Norm below which a difference is noise.
+    """
+    difference = np.abs(claimed - truth)
+    size, scale = norm(difference), norm(truth)
+    count = max(truth.size, 1)
+    allowed = rtol * scale + floor
+    per_entry = 100 * rtol * np.abs(truth) + allowed / count**0.5
+    disputed = difference > per_entry
+    if size > allowed and not disputed.any():
+        disputed = difference >= difference.max()
+    relative = size / scale if scale else (np.inf if size > floor else 0.0)
+    return LeafGap(
+        float(relative),
+        float(allowed / scale) if scale else float(rtol),
+        disputed,
+        _worst_entry(claimed, truth, difference),
+    )
+
+
+def _worst_entry(
+    claimed: np.ndarray, truth: np.ndarray, difference: np.ndarray
+) -> Entry | None:
+    if not difference.size:
+        return None
+    ranked = np.where(np.isfinite(difference), difference, np.inf)
+    index = np.unravel_index(int(np.argmax(ranked)), difference.shape)
+    place = tuple(int(i) for i in index)
+    return Entry(place, _number(claimed[place]), _number(truth[place]))
+
+
+def _number(value: np.generic) -> complex:
+    return complex(value) if np.iscomplexobj(value) else float(value)
+
+
+class FormulaJudge:
+    """Judges one claim at one point; `findings` has one entry for each leaf."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        readings = case.readings
+        self.claimed, self.exact = readings.claimed, readings.exact
+        if self.exact is not None and not all(np.isfinite(e).all() for e in self.exact):
+            self.exact = None
+        self.reference = self.claimed if self.exact is None else self.exact
+        self.floors = case.floors([np.nan_to_num(g) for g in self.reference])
+
+    def findings(self) -> list[Finding]:
+        """Returns the verdict on every leaf."""
+        case = self.case
+        trouble = value_trouble(case)
+        if trouble:
+            return [self._finding(i, Verdict.INCONCLUSIVE, cause=trouble)
+                    for i in range(len(case.leaves))]  # fmt: skip
+        broken = {i for i, c in enumerate(self.claimed) if not np.isfinite(c).all()}
+        found = {i: self._not_finite(i) for i in broken}
+        if broken:
+            # A slope through a leaf without a gradient says nothing of the others.
+            sound = [i for i in range(len(case.leaves)) if i not in broken]
+            found |= {i: self._judge_leaf(i) for i in sound}
+        else:
+            found |= self._judge_sound()
+        return [found[i] for i in range(len(case.leaves))]
+
+    # --- the usual way: a few directions for all leaves ---------------------------
+
+    def _judge_sound(self) -> dict[int, Finding]:
+        gaps = {
+            i: leaf_gap(c, t, rtol=self.case.rtol, floor=f)
+            for i, (c, t, f) in enumerate(
+                zip(self.claimed, self.reference, self.floors, strict=True)
+            )
+        }
+        suspects = [i for i, gap in gaps.items() if gap.is_exceeded]
+        found = {i: self._judge_suspect(i, gaps[i]) for i in suspects}
+        trusted = [c if i in suspects else r for i, (c, r) in
+                   enumerate(zip(self.claimed, self.reference, strict=True))]  # fmt: skip
+        rest = [i for i in gaps if i not in found]
+        found |= self._confirm(rest, gaps, trusted)
+        return found
+
+    def _confirm(
+        self, leaves: list[int], gaps: dict[int, LeafGap], trusted: list[np.ndarray]
+    ) -> dict[int, Finding]:
+        """Lets differences confirm the leaves on which exact and claim agree."""
+        case = self.case
+        contributions = case.contributions(trusted)
+        for i in range(len(contributions)):
+            if i not in leaves:
+                contributions[i] = 0.0
+        found: dict[int, Finding] = {}
+        for bucket in case.buckets(contributions):
+            members = [i for i in bucket if i in leaves]
+            if not members:
+                continue
+            notes, error, confirmed = self._confirm_bucket(
+                members, contributions, trusted
+            )
+            for i in members:
+                if not confirmed:
+                    found[i] = self._judge_leaf(i)
+                    continue
+                allowed = max(gaps[i].allowed, error if self.exact is None else 0.0)
+                found[i] = self._finding(
+                    i, Verdict.PASS, size=gaps[i].size, allowed=allowed, notes=notes
+                )
+        return found
+
+    def _confirm_bucket(
+        self, members: list[int], contributions: np.ndarray, trusted: list[np.ndarray]
+    ) -> tuple[tuple[str, ...], float, bool]:
+        """Returns notes, relative error and whether differences agree."""
+        case = self.case
+        rounds = 1 if self.exact is not None else 2
+        notes: tuple[str, ...] = ()
+        error = 0.0
+        for k in range(rounds):
+            directions, scale = case.bucket_directions(
+                members, contributions, f"direction {k}"
+            )
+            scale = max(scale, self._least_scale())
+            slope = case.measure(directions, scale)
+            allowed = case.rtol * scale + 3 * slope.error
+            if allowed > _SWAMPED * scale and scale > 0:
+                return notes, 1.0, False
+            if slope.distance(pair_all(trusted, directions)) > allowed:
+                return notes, 1.0, False
+            if slope.is_kink:
+                notes = (_KINK_NOTE,)
+            error = max(error, allowed / scale if scale else 0.0)
+        return notes, error, True
+
+    def _least_scale(self) -> float:
+        """The smallest slope worth seeing, where the gradient is zero."""
+        values = self.case.readings.values
+        total = sum(float(np.abs(v * w).sum()) for v, w in
+                    zip(values, self.case.weights, strict=True))  # fmt: skip
+        return 1e-6 * total
+
+    # --- one leaf alone -------------------------------------------------------------
+
+    def _judge_leaf(self, i: int) -> Finding:
+        """Measures one leaf along random directions against the claim."""
+        case = self.case
+        contribution = float(case.contributions([np.nan_to_num(c) for c in
+                                                 self.claimed])[i])  # fmt: skip
+        worst: tuple[float, float] = (0.0, case.rtol)
+        for k in range(2):
+            direction = case.direction(i, f"leaf {k}")
+            slope = case.measure({i: direction}, max(contribution, self._least_scale()))
+            claimed = pair(self.claimed[i], direction)
+            scale = max(contribution, abs(slope.value), self._least_scale())
+            allowed = case.rtol * scale + 3 * slope.error
+            gap = slope.distance(claimed)
+            if gap > allowed:
+                return self._departs(i, slope, claimed, gap / scale, allowed / scale)
+            if scale and allowed > _SWAMPED * scale:
+                return self._finding(
+                    i, Verdict.INCONCLUSIVE, size=gap / scale, allowed=allowed / scale,
+                    judged_by="measured", cause=diagnose.noisy(slope, scale),
+                )  # fmt: skip
+            worst = max(worst, (gap / scale, allowed / scale) if scale else worst)
+        return self._finding(
+            i, Verdict.PASS, size=worst[0], allowed=worst[1], judged_by="measured"
+        )
+
+    def _departs(
+        self, i: int, slope: Slope, claimed: float, size: float, allowed: float
+    ) -> Finding:
+        """The claim is off the measured slope: wrong, or the value is approximate."""
+        case = self.case
+        gap = {"size": size, "allowed": allowed, "judged_by": "measured"}
+        agrees = self.exact is not None and not self._gap(i).is_exceeded
+        if slope.is_kink:
+            return self._finding(i, Verdict.INCONCLUSIVE, cause=diagnose.KINK, **gap)
+        loops = "while" in jaxprs.primitives(case.program.jaxpr)
+        if loops and (agrees or size < _SWAMPED):
+            return self._finding(
+                i, Verdict.INCONCLUSIVE, cause=diagnose.LOOSE_SOLVER, **gap
+            )
+        truth = None if self.exact is None or agrees else self.exact[i]
+        cause = diagnose.slope_cause(self.claimed[i], truth, claimed, slope.value)
+        return self._finding(i, Verdict.FAIL, cause=cause, **gap)
+
+    def _gap(self, i: int) -> LeafGap:
+        return leaf_gap(
+            self.claimed[i],
+            self.reference[i],
+            rtol=self.case.rtol,
+            floor=self.floors[i],
+        )
+
+    # --- claim and exact derivative in dispute --------------------------------------
+
+    def _judge_suspect(self, i: int, gap: LeafGap) -> Finding:
+        """Measures along the entries in dispute to learn which of the two is right."""
+        case = self.case
+        difference = self.claimed[i] - self.reference[i]
+        generator = seeding.generator(case.key, "dispute", case.trial,
+                                      case.leaves[i].name)  # fmt: skip
+        # Random sizes, and signs that set the two predictions as far apart as can be.
+        sizes = case.sizes[i] * (0.5 + generator.random(difference.shape))
+        safe = np.where(difference == 0, 1, np.abs(difference))
+        direction = sizes * gap.disputed * np.conj(difference) / safe
+        separation = pair(difference, direction)
+        slope = case.measure({i: direction}, separation)
+        if slope.is_kink:
+            return self._judge_entries(i, gap)
+        tolerance = 3 * slope.error + _SWAMPED * separation
+        if tolerance > separation / 2:
+            return self._finding(
+                i, Verdict.INCONCLUSIVE, size=gap.size, allowed=gap.allowed,
+                entry=gap.entry, cause=diagnose.noisy(slope, separation),
+            )  # fmt: skip
+        if slope.distance(pair(self.reference[i], direction)) <= tolerance:
+            return self._wrong(i, gap)
+        if slope.distance(pair(self.claimed[i], direction)) <= tolerance:
+            return self._judge_leaf(i)
+        claimed = pair(self.claimed[i], direction)
+        scale = max(separation, abs(slope.value))
+        return self._departs(
+            i, slope, claimed, slope.distance(claimed) / scale, tolerance / scale
+        )
+
+    def _wrong(self, i: int, gap: LeafGap, **extra: object) -> Finding:
+        cause = diagnose.leaf_cause(self.claimed, self.reference, i, self.case.rtol)
+        fields = {"size": gap.size, "allowed": gap.allowed, "entry": gap.entry,
+                  "cause": cause} | extra  # fmt: skip
+        return self._finding(i, Verdict.FAIL, **fields)
+
+    def _judge_entries(self, i: int, gap: LeafGap) -> Finding:
+        """At a kink: accepts values between the one-sided slopes, entry by entry."""
+        case = self.case
+        difference = np.abs(self.claimed[i] - self.reference[i])
+        places = np.argwhere(gap.disputed)
+        ranks = np.argsort(-difference[tuple(places.T)], kind="stable")
+        picks = np.unique(np.linspace(0, len(ranks) - 1, _ENTRIES_PROBED).astype(int))
+        for place in (tuple(places[ranks[p]]) for p in picks):
+            slope, claimed = self._entry_slope(i, place)
+            scale = max(abs(claimed), abs(slope.left), abs(slope.right))
+            if slope.distance(claimed) > 1e-4 * scale + 3 * slope.error:
+                unit = case.sizes[i]
+                entry = Entry(
+                    tuple(int(n) for n in place), claimed / unit, slope.value / unit
+                )
+                return self._wrong(i, gap, entry=entry, judged_by="measured")
+        note = f"{_KINK_NOTE} ({len(ranks)} entries, {len(picks)} probed)"
+        rest = leaf_gap(
+            np.where(gap.disputed, 0, self.claimed[i]),
+            np.where(gap.disputed, 0, self.reference[i]),
+            rtol=case.rtol,
+            floor=self.floors[i],
+        )
+        return self._finding(
+            i, Verdict.PASS, size=rest.size, allowed=rest.allowed, notes=(note,)
+        )
+
+    def _entry_slope(self, i: int, place: tuple) -> tuple[Slope, float]:
+        case = self.case
+        direction = np.zeros_like(self.claimed[i])
+        difference = self.claimed[i][place] - self.reference[i][place]
+        direction[place] = case.sizes[i]
+        if np.iscomplexobj(direction):
+            direction[place] *= np.conj(difference) / max(abs(difference), 1e-300)
+        claimed = pair(self.claimed[i], direction)
+        scale = max(abs(claimed), abs(pair(self.reference[i], direction)))
+        return case.measure({i: direction}, scale), claimed
+
+    def _not_finite(self, i: int) -> Finding:
+        claimed = self.claimed[i]
+        index = tuple(int(n) for n in np.argwhere(~np.isfinite(claimed))[0])
+        truth = np.nan if self.exact is None else _number(self.exact[i][index])
+        return self._finding(
+            i,
+            Verdict.FAIL,
+            size=np.inf,
+            allowed=self.case.rtol,
+            entry=Entry(index, _number(claimed[index]), truth),
+            cause=diagnose.not_finite(claimed),
+        )
+
+    def _finding(self, i: int, verdict: Verdict, **fields: object) -> Finding:
+        case, leaf = self.case, self.case.leaves[i]
+        judged_by = "measured" if self.exact is None else "exact"
+        return Finding(
+            leaf.name, leaf.shape, np.dtype(leaf.dtype).name, verdict,
+            mode=case.claim.mode, order=case.program.order, trial=case.trial,
+            **({"judged_by": judged_by} | fields),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+_KINK_NOTE = "at a kink: values between the one-sided slopes are accepted"
+
+
+def value_trouble(case: Case) -> diagnose.Cause | None:
+    """Says why nothing can be differenced, where a value is not finite."""
+    for output, value in zip(case.program.outputs, case.readings.values, strict=True):
+        if not np.isfinite(value).all():
+            return diagnose.value_not_finite(output.name, value)
+    return None
+
+
+def value_findings(case: Case) -> list[Finding]:
+    """Compares the value that the claim's forward pass returns with the function's."""
+    readings = case.readings
+    if readings.claimed_values is None or value_trouble(case):
+        return []
+    found = []
+    for output, claimed, value in zip(
+        case.program.outputs, readings.claimed_values, readings.values, strict=True
+    ):
+        gap = leaf_gap(claimed, value, rtol=case.rtol, floor=1e-13 * norm(value))
+        wrong = gap.is_exceeded or not np.isfinite(claimed).all()
+        if not wrong:
+            continue
+        found.append(
+            Finding(
+                output.name, output.shape, np.dtype(output.dtype).name, Verdict.FAIL,
+                Gap.VALUE, case.claim.mode, case.program.order, case.trial,
+                gap.size, gap.allowed, entry=gap.entry, cause=diagnose.FORWARD_VALUE,
+            )  # fmt: skip
+        )
+    return found
+
+
+def solver_findings(case: Case) -> list[Finding]:
+    """Judges the residuals that the program's linear solvers leave by themselves."""
+    residual = case.readings.residual
+    forward = max(residual[SolveKind.SOLVE_DIRECT], residual[SolveKind.SOLVE_ITERATIVE])
+    found = []
+    for kind in SolveKind:
+        transposed = kind in (SolveKind.TRANSPOSE_DIRECT,
+                              SolveKind.TRANSPOSE_ITERATIVE)  # fmt: skip
+        iterates = kind in (SolveKind.SOLVE_ITERATIVE, SolveKind.TRANSPOSE_ITERATIVE)
+        allowed = _ITERATIVE_RESIDUAL if iterates else _DIRECT_RESIDUAL
+        if transposed:
+            allowed = max(allowed, 10 * forward)
+        allowed = max(allowed, 64 * case.noise if case.bench.islands else 0.0)
+        if not residual[kind] > allowed:
+            continue
+        # A loose tolerance and a wrong forward solver look alike.
+        loose = kind is SolveKind.SOLVE_ITERATIVE
+        found.append(
+            Finding(
+                "transpose_solve" if transposed else "solve", (), "", 
+                Verdict.INCONCLUSIVE if loose else Verdict.FAIL,
+                Gap.SOLVER, case.claim.mode, case.program.order, case.trial,
+                float(residual[kind]), float(allowed), judged_by="residual",
+                cause=diagnose.solver_residual(transposed, loose),
+            )  # fmt: skip
+        )
+    return found

@@ -1,0 +1,175 @@
+"""Lifts loops, branches and device-parallel regions by rebuilding them.
+
+Each one is rebuilt through JAX's public function around its lifted body. Where values
+are stopped inside (`lax.stop_gradient`), a difference quotient needs the stopped value
+of the base point, iteration by iteration: the moved point's evaluation then carries
+the base point's along and copies what is stopped. So every handler here works on a
+list of points: one, or the base point and the moved one, whose results it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gradtest._src import jaxprs
+from gradtest._src.jaxprs import Eqn, Jaxpr
+from gradtest._src.lifting import (
+    Evaluator,
+    Recorder,
+    evaluate_pair,
+    handles,
+    stops_inside,
+)
+
+Points = list[list[Any]]
+
+
+def _points(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Points:
+    """Returns the operands at each point that has to be evaluated together."""
+    if not stops_inside(run, eqn):
+        return [operands]
+    if isinstance(run.stops, Recorder):
+        run.stops.keep(operands)
+        return [operands]
+    assert run.stops is not None
+    return [run.stops.take(), operands]
+
+
+def _at_points(run: Evaluator, program: Jaxpr, points: Points) -> tuple[Points, Any]:
+    """Evaluates a body at each point; returns the results and the solver audit."""
+    inner = run.fork(stops=None)
+    if len(points) == 1:
+        return [inner(program, points[0])], inner.residual
+    return list(evaluate_pair(inner, program, *points)), inner.residual
+
+
+def _note_residual(run: Evaluator, residual: Any) -> None:
+    if residual is not None:
+        run.residual = jnp.maximum(run.residual, residual)
+
+
+@handles("scan")
+def _scan(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    scan = jaxprs.read_scan(eqn)
+    points = _points(run, eqn, operands)
+    first, last = scan.num_consts, scan.num_consts + scan.num_carry
+
+    def body(carry: Points, xs: Points) -> tuple[Points, Any]:
+        args = [
+            [*point[:first], *c, *x]
+            for point, c, x in zip(points, carry, xs, strict=True)
+        ]
+        results, residual = _at_points(run, scan.body, args)
+        carry = [result[: scan.num_carry] for result in results]
+        return carry, ([result[scan.num_carry :] for result in results], residual)
+
+    carry, (ys, residuals) = lax.scan(
+        body,
+        [point[first:last] for point in points],
+        [point[last:] for point in points],
+        length=scan.length,
+        reverse=scan.reverse,
+        unroll=scan.unroll,
+    )
+    if residuals is not None and scan.length:
+        _note_residual(run, residuals.max(axis=0))
+    return [*carry[-1], *ys[-1]]
+
+
+@handles("while")
+def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    loop = jaxprs.read_while(eqn)
+    points = _points(run, eqn, operands)
+    first, last = loop.cond_nconsts, loop.cond_nconsts + loop.body_nconsts
+    State = tuple[Points, Any]
+
+    def alive(state: State) -> list[Any]:
+        plain = run.fork(stops=None, solver_audit=None)
+        return [
+            plain(loop.cond, [*point[:first], *carry])[0]
+            for point, carry in zip(points, state[0], strict=True)
+        ]
+
+    def any_alive(state: State) -> Any:
+        return jnp.any(jnp.stack(alive(state)))
+
+    def body(state: State) -> State:
+        carries, residual = state
+        args = [
+            [*point[first:last], *carry]
+            for point, carry in zip(points, carries, strict=True)
+        ]
+        results, new_residual = _at_points(run, loop.body, args)
+        if residual is not None:
+            residual = jnp.maximum(residual, new_residual)
+        if len(points) == 1:
+            return results, residual
+        # The point that is done waits for the other one.
+        kept = [
+            [lax.select_n(going, old, new) if _is_array(new) else new
+             for old, new in zip(carry, result, strict=True)]
+            for going, carry, result in zip(alive(state), carries, results, strict=True)
+        ]  # fmt: skip
+        return kept, residual
+
+    start = ([point[last:] for point in points], run.fork().residual)
+    carries, residual = lax.while_loop(
+        any_alive if len(points) > 1 else lambda state: alive(state)[0], body, start
+    )
+    _note_residual(run, residual)
+    return carries[-1]
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype")
+
+
+@handles("cond")
+def _cond(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    points = _points(run, eqn, operands)
+    index = operands[0]
+
+    def branch(program: Jaxpr) -> Any:
+        return lambda args: _at_points(run, program, args)
+
+    results, residual = lax.switch(
+        index,
+        [branch(program) for program in eqn.params["branches"]],
+        [point[1:] for point in points],
+    )
+    _note_residual(run, residual)
+    return results[-1]
+
+
+@handles("shard_map")
+def _shard_map(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    region = jaxprs.read_shard_map(eqn)
+    points = _points(run, eqn, operands)
+    audited = run.residual is not None and jaxprs.LINEAR_SOLVE in jaxprs.primitives(
+        region.body
+    )
+
+    def body(*points: list[Any]) -> tuple[Points, Any]:
+        results, residual = _at_points(run, region.body, [list(p) for p in points])
+        if not audited:
+            return results, None
+        return results, lax.pmax(residual, tuple(region.axis_names))
+
+    results, residual = jax.shard_map(
+        body,
+        mesh=region.mesh,
+        in_specs=tuple([list(region.in_specs)] * len(points)),
+        out_specs=(
+            [list(region.out_specs)] * len(points),
+            jax.sharding.PartitionSpec() if audited else None,
+        ),
+        axis_names=region.axis_names,
+        check_vma=region.check_vma,
+    )(*points)
+    _note_residual(run, residual)
+    return results[-1]

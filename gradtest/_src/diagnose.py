@@ -1,0 +1,311 @@
+"""What kind of mistake a gap is: one small function for each cause.
+
+A cause is named only on evidence in the numbers, and every cause says what to do next.
+The functions are tried in the order of `_CAUSES`; the first that recognises the leaf
+speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gradtest._src.differences import Slope
+from gradtest._src.findings import Cause
+
+# How closely a gradient must fit a pattern before the pattern is named.
+_FIT = 1e-4
+# Constant factors that have a usual reason, in words.
+_FACTORS = {
+    2.0: "2",
+    0.5: "1/2",
+    3.0: "3",
+    4.0: "4",
+    0.25: "1/4",
+    np.pi: "pi",
+    2 * np.pi: "2 pi",
+}
+
+KINK = Cause(
+    "kink",
+    "the function has a kink here, and along a random direction its sides can't be "
+    "told apart from a mistake",
+    "move the point off the kink (zeros, ties) or check its entries one at a time",
+)
+LOOSE_SOLVER = Cause(
+    "approximate value",
+    "the derivative fits the value's definition but not its computed values: a loop "
+    "in the program stops before the value is settled",
+    "tighten the loop's tolerance, then check again",
+)
+FORWARD_VALUE = Cause(
+    "forward value differs",
+    "the rule's forward pass returns another value than the function it differentiates",
+    "compute the same expression in the rule's fwd (or jvp) as in the function",
+)
+
+
+def not_finite(claimed: np.ndarray) -> Cause:
+    """Names a gradient that is NaN or infinite beside a finite value."""
+    count = int((~np.isfinite(claimed)).sum())
+    kind = "NaN" if np.isnan(claimed).any() else "infinite"
+    return Cause(
+        f"{kind} gradient",
+        f"{count} of {claimed.size} entries are {kind} although the value is finite",
+        "look for 0 * inf in an untaken `where` branch, sqrt or norm at 0, log of 0; "
+        "guard the argument inside the branch, not only the result",
+    )
+
+
+def value_not_finite(output: str, value: np.ndarray) -> Cause:
+    """Names a value that is not finite, so that nothing can be differenced."""
+    bad = value[~np.isfinite(value)]
+    kind = "NaN" if np.isnan(bad).any() else "infinite"
+    return Cause(
+        f"{kind} value",
+        f"the value itself is {kind} ({output}, {bad.size} of {value.size} entries), "
+        "so it has no derivative here",
+        "choose a point inside the function's domain, or a gradtest.domains entry",
+    )
+
+
+def noisy(slope: Slope, scale: float) -> Cause:
+    """Names a slope whose error hides what it should show."""
+    part = 3 * slope.error / scale if scale else np.inf
+    return Cause(
+        "noise too high",
+        f"differences of the value are uncertain by {part:.1g} of the slope "
+        f"(step {slope.step:.0e})",
+        "look for rounding, random or staircase steps in the function (round, floor, "
+        "argmax, a loop's tolerance), or move the point",
+    )
+
+
+def slope_cause(
+    claimed: np.ndarray, truth: np.ndarray | None, claim: float, measured: float
+) -> Cause:
+    """Names the cause where only a measured slope speaks against the claim."""
+    if truth is not None and truth.shape == claimed.shape:
+        found = leaf_cause([claimed], [truth], 0, _FIT)
+        if found.name != "different":
+            return found
+    if not claimed.any():
+        return _zero(claimed, np.ones_like(claimed))  # type: ignore[return-value]
+    ratio = claim / measured if measured else np.inf
+    return Cause(
+        "different",
+        f"along a random direction it claims {claim:.6g}, measured is {measured:.6g} "
+        f"(ratio {ratio:.6g})",
+        "compare the rule with the function's own derivative, term by term",
+    )
+
+
+def leaf_cause(
+    claimed: Sequence[np.ndarray], truth: Sequence[np.ndarray], leaf: int, rtol: float
+) -> Cause:
+    """Returns the likeliest cause of one leaf's gap.
+
+    Args:
+      claimed: Claimed gradients of all leaves, not only this one.
+      truth: True gradients of all leaves.
+      leaf: Which one to explain.
+      rtol: The relative gap that the check allows.
+    """
+    for recognise in _CAUSES:
+        cause = recognise(claimed[leaf], truth[leaf])
+        if cause is not None:
+            return cause
+    swapped = _swapped(claimed, truth, leaf)
+    return swapped or _where_it_differs(claimed[leaf], truth[leaf], rtol)
+
+
+def _fits(claimed: np.ndarray, pattern: np.ndarray) -> bool:
+    scale = float(np.linalg.norm(pattern.ravel()))
+    return scale > 0 and float(np.linalg.norm((claimed - pattern).ravel())) <= (
+        _FIT * scale
+    )
+
+
+def _zero(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+    if claimed.any() or not truth.any():
+        return None
+    return Cause(
+        "zero gradient",
+        "the claimed gradient is zero in every entry, the true one is not",
+        "return this leaf's cotangent from the rule; look for a missing term, a "
+        "stop_gradient, or zeros_like",
+    )
+
+
+def _should_be_zero(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+    if truth.any() or not claimed.any():
+        return None
+    return Cause(
+        "gradient where none is",
+        "the true gradient is zero in every entry: the function does not depend on it",
+        "return zeros for this leaf",
+    )
+
+
+def _sign(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+    if not _fits(claimed, -truth):
+        return None
+    return Cause(
+        "sign flipped",
+        f"the sign is flipped: claimed = -1 x true in {_all(claimed)}",
+        "negate the result",
+    )
+
+
+def _factor(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+    scale = float(np.sum(np.abs(truth) ** 2))
+    if not scale:
+        return None
+    ratio = complex(np.sum(claimed * np.conj(truth))) / scale
+    if abs(ratio.imag) > _FIT * abs(ratio) or not ratio.real:
+        return None
+    factor = ratio.real
+    if not _fits(claimed, factor * truth) or _one_entry(truth, factor):
+        return None
+    word = _factor_words(abs(factor), truth)
+    sign = "with its sign flipped and " if factor < 0 else ""
+    return Cause(
+        "constant factor",
+        f"it is {sign}{word} in {_all(claimed)}",
+        f"multiply by {1 / factor:.6g}; look for a missing or doubled factor, or a "
+        "sum where a mean is",
+    )
+
+
+def _one_entry(truth: np.ndarray, factor: float) -> bool:
+    """A single number fits any factor, which proves nothing unless it is a usual one.
+
+    Such a factor must be a simple one to be named.
+    """
+    return truth.size == 1 and not any(
+        abs(abs(factor) / known - 1) < _FIT for known in _FACTORS
+    )
+
+
+def _factor_words(factor: float, truth: np.ndarray) -> str:
+    for size in sorted({truth.size, *truth.shape} - {0, 1}):
+        for known, words in ((size, f"{size}"), (1 / size, f"1/{size}")):
+            if abs(factor / known - 1) < _FIT and known not in _FACTORS:
+                return f"{words} times too large (an axis or leaf size)"
+    for known, words in _FACTORS.items():
+        if abs(factor / known - 1) < _FIT:
+            return f"{words} times too large"
+    return f"{factor:.6g} times too large"
+
+
+def _conjugate(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+    if not np.iscomplexobj(truth) or not _fits(claimed, np.conj(truth)):
+        return None
+    return Cause(
+        "conjugate",
+        "it is the complex conjugate of the true gradient",
+        "take the conjugate: JAX's gradient of a real function of z = x + iy is "
+        "df/dx - i df/dy",
+    )
+
+
+def _transposed(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+    if truth.ndim < 2 or truth.shape[-1] != truth.shape[-2]:
+        return None
+    turned = np.swapaxes(truth, -1, -2)
+    for pattern, words in ((turned, ""), (-turned, " with its sign flipped")):
+        if _fits(claimed, pattern):
+            return Cause(
+                "transposed",
+                f"it is the transpose of the true gradient{words}",
+                "swap the last two axes" + (" and negate" if words else ""),
+            )
+    return None
+
+
+def _swapped(
+    claimed: Sequence[np.ndarray], truth: Sequence[np.ndarray], leaf: int
+) -> Cause | None:
+    for other, pattern in enumerate(truth):
+        if other == leaf or pattern.shape != claimed[leaf].shape:
+            continue
+        if _fits(claimed[leaf], pattern) and _fits(claimed[other], truth[leaf]):
+            return Cause(
+                "leaves swapped",
+                "its gradient and another leaf's have changed places",
+                "return the cotangents in the order of the arguments",
+            )
+    return None
+
+
+def _where_it_differs(claimed: np.ndarray, truth: np.ndarray, rtol: float) -> Cause:
+    scale = float(np.linalg.norm(truth.ravel())) / max(truth.size, 1) ** 0.5
+    wrong = np.abs(claimed - truth) > 100 * rtol * (np.abs(truth) + scale)
+    count = int(wrong.sum())
+    if 0 < count < truth.size:
+        places = np.argwhere(wrong)
+        ranges = ", ".join(
+            f"{low}" if low == high else f"{low}..{high}"
+            for low, high in zip(places.min(0), places.max(0), strict=True)
+        )
+        return Cause(
+            "some entries wrong",
+            f"{count} of {truth.size} entries are wrong, within [{ranges}]; the others "
+            "are right",
+            "look for masks, padding, ties, exact zeros or block edges at these places",
+        )
+    return Cause(
+        "different",
+        "it is no multiple, transpose or conjugate of the true gradient",
+        "compare the rule with the function's own derivative, term by term",
+    )
+
+
+def _all(array: np.ndarray) -> str:
+    return "its one entry" if array.size == 1 else f"all {array.size} entries"
+
+
+_CAUSES: tuple[Callable[[np.ndarray, np.ndarray], Cause | None], ...] = (
+    _zero,
+    _should_be_zero,
+    _sign,
+    _conjugate,
+    _transposed,
+    _factor,
+)
+
+
+def solver_residual(transposed: bool, loose: bool) -> Cause:
+    """Names a linear solver that does not solve its system."""
+    name = "transpose_solve" if transposed else "solve"
+    if loose:
+        return Cause(
+            "loose solver",
+            f"`{name}` of a custom_linear_solve leaves a large residual: the value is "
+            "approximate, or the solver is wrong",
+            "tighten the solver's tolerance, then check again",
+        )
+    return Cause(
+        "wrong solver",
+        f"`{name}` of a custom_linear_solve does not solve its system",
+        f"check `{name}`: A x = b must hold for what it returns"
+        + (", with A transposed" if transposed else ""),
+    )
+
+
+def unstable(claimed: np.ndarray) -> Cause:
+    """Names a right formula whose arithmetic loses it in working precision."""
+    if not np.isfinite(claimed).all():
+        return Cause(
+            "overflow in working precision",
+            "the formula is right, but evaluated in its own dtype it gives NaN or inf",
+            "rescale before exponentials, squares and divisions (subtract the maximum)",
+        )
+    return Cause(
+        "unstable arithmetic",
+        "the formula is right, but evaluated in its own dtype it loses this accuracy; "
+        "plain autodiff at the same point does not",
+        "keep residuals in the forward pass's precision; look for a downcast or a "
+        "difference of nearly equal numbers",
+    )

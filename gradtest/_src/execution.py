@@ -1,0 +1,147 @@
+"""Where and how programs run: settings, compilation, and the cache of compiled ones.
+
+Every setting of JAX is changed through its context manager, which is local to the
+thread, so the caller's flags are as they were afterwards, also after an exception.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+# Lifted programs run for a moment: optimising their machine code costs more than it
+# saves. Matrix products call a library and are as fast either way.
+_QUICK = {"xla_backend_optimization_level": 0}
+_KEPT_PROGRAMS = 128
+
+
+@contextlib.contextmanager
+def user_code() -> Iterator[None]:
+    """Settings for tracing the user's functions: theirs, but with staging allowed."""
+    with jax.disable_jit(False):
+        yield
+
+
+@contextlib.contextmanager
+def working_precision() -> Iterator[None]:
+    """Settings for running a traced program as the user runs it, NaN or not."""
+    with (
+        jax.disable_jit(False),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Settings for lifted programs: float64, on the CPU, no checks of the user's."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(working_precision())
+        stack.enter_context(jax.enable_x64(True))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        if jax.default_backend() != "cpu":
+            stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
+        yield
+
+
+class Compiled:
+    """A program compiled for one set of shapes; runs under the settings it had."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[Any],
+        settings: Callable[[], contextlib.AbstractContextManager[None]],
+        options: dict[str, Any] | None = None,
+    ):
+        self._settings = settings
+        with settings():
+            self._lowered: Any = jax.jit(function).lower(*arguments)
+        self._options = options or {}
+        self._lock = threading.Lock()
+        self._executable: Any = None
+
+    def out_shapes(self) -> Any:
+        """Returns the tree of result shapes and dtypes, before it is compiled."""
+        return jax.tree_util.tree_map(
+            lambda info: jax.ShapeDtypeStruct(info.shape, info.dtype),
+            self._lowered.out_info,
+        )
+
+    def compile(self) -> Compiled:
+        """Compiles now, if that has not happened yet; other threads may do the same."""
+        with self._lock:
+            if self._executable is None:
+                self._executable = self._lowered.compile(self._options)
+                self._lowered = None
+        return self
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the program; results stay on the device."""
+        self.compile()
+        with self._settings():
+            return self._executable(*arguments)
+
+
+_programs: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+_programs_lock = threading.Lock()
+
+
+def cached(key: Hashable, make: Callable[[], Any]) -> Any:
+    """Returns what `make` made for this key, the last ones used kept."""
+    with _programs_lock:
+        if key in _programs:
+            _programs.move_to_end(key)
+            return _programs[key]
+    made = make()
+    with _programs_lock:
+        _programs[key] = made
+        while len(_programs) > _KEPT_PROGRAMS:
+            _programs.popitem(last=False)
+    return made
+
+
+def lifted(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
+    """Lowers a lifted program for the CPU."""
+    return Compiled(function, arguments, float64, _QUICK)
+
+
+def working(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
+    """Lowers a program in working precision for the default backend."""
+    return Compiled(function, arguments, working_precision)
+
+
+def compile_together(programs: Sequence[Compiled]) -> None:
+    """Compiles several programs side by side: XLA works outside of Python's lock."""
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(programs))) as pool:
+        for done in [pool.submit(program.compile) for program in programs]:
+            done.result()
+
+
+def on_device(arrays: Sequence[Any]) -> list[Any]:
+    """Puts the arguments of many lifted calls on the device once."""
+    with float64():
+        return [jax.device_put(array) for array in arrays]
+
+
+def to_host(tree: Any) -> Any:
+    """Returns a tree of arrays as NumPy arrays, floating ones in float64."""
+    return jax.tree_util.tree_map(_to_host, tree)
+
+
+def _to_host(value: Any) -> Any:
+    array = np.asarray(value)
+    if array.dtype.kind == "c":
+        return array.astype(np.complex128, copy=False)
+    if array.dtype.kind == "f" or array.dtype.kind == "V":
+        return array.astype(np.float64, copy=False)
+    return array

@@ -1,0 +1,193 @@
+"""What the stages of a check hand on: frozen records, no numerics, no formatting."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+
+class Verdict(enum.Enum):
+    """The outcome of a check; `worst` orders them."""
+
+    PASS = "PASS"
+    NOT_CHECKED = "NOT CHECKED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    FAIL = "FAIL"
+
+    @property
+    def severity(self) -> int:
+        """The place of the verdict from harmless to grave."""
+        return list(Verdict).index(self)
+
+
+def worst(verdicts: Any) -> Verdict:
+    """Returns the gravest verdict; NOT_CHECKED where there is none."""
+    return max(verdicts, key=lambda v: v.severity, default=Verdict.NOT_CHECKED)
+
+
+class Gap(enum.Enum):
+    """Which comparison a finding is about."""
+
+    FORMULA = "formula"  # lifted claim against the truth
+    VALUE = "value"  # the value that a rule's forward pass returns
+    ROUNDING = "rounding"  # working precision against the lifted claim
+    SOLVER = "solver"  # a linear solver's own residual
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """What is probably wrong, and what to do about it.
+
+    Attributes:
+      name: Stable name of the cause, such as "sign flipped".
+      says: One clause with the evidence in numbers.
+      remedy: One clause that says what to do next.
+    """
+
+    name: str
+    says: str
+    remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One entry of a leaf where claim and truth differ most."""
+
+    index: tuple[int, ...]
+    claimed: complex
+    true: complex
+
+
+@dataclasses.dataclass(frozen=True)
+class Approximation:
+    """The three gaps that show an approximate algorithm, not a mistake.
+
+    Attributes:
+      lifted: Relative gap of the program as traced in its working dtype.
+      retraced: The same of the program traced anew with float64 inputs.
+      literals: What rounding the program's half-precision constants can do.
+    """
+
+    lifted: float
+    retraced: float | None = None
+    literals: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The verdict on one leaf of a gradient (or one output, in forward mode).
+
+    Attributes:
+      name: The leaf's path in the user's names.
+      shape: Its shape.
+      dtype: Its dtype's name.
+      verdict: PASS, FAIL or INCONCLUSIVE.
+      gap: Which comparison decided.
+      mode: "rev" or "fwd".
+      order: Order of the derivative.
+      trial: The trial that it comes from.
+      size: The gap found, relative to the truth's norm (or residual, relative).
+      allowed: What was allowed, relative to the same.
+      rounding: Relative rounding gap in working precision, and what was allowed.
+      judged_by: "exact" or "measured": what the claim was compared with.
+      entry: Where claim and truth differ most.
+      approximation: The evidence that a gap is an approximation.
+      cause: What is probably wrong.
+      notes: What else is to be known: a kink, a widened allowance.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    verdict: Verdict
+    gap: Gap = Gap.FORMULA
+    mode: str = "rev"
+    order: int = 1
+    trial: int = 0
+    size: float = 0.0
+    allowed: float = 0.0
+    rounding: tuple[float, float] | None = None
+    judged_by: str = "exact"
+    entry: Entry | None = None
+    approximation: Approximation | None = None
+    cause: Cause | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def strain(self) -> float:
+        """The gap as a part of what was allowed."""
+        if self.size == 0:
+            return 0.0
+        return self.size / self.allowed if self.allowed else float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that a check found.
+
+    Attributes:
+      assertion: Name of the assertion.
+      subject: Name of the function under test.
+      verdict: The gravest verdict of all findings.
+      findings: One finding for each leaf, mode and order: the worst of all trials.
+      trials: How many trials ran.
+      key: An expression for the key, for replaying.
+      modes: The modes that were checked.
+      order: The highest order checked.
+      precision: What each part of the check ran in, one line each.
+      unchecked: Leaves and modes that were not checked, with the reason.
+      notes: What else is to be known about the whole check.
+    """
+
+    assertion: str
+    subject: str
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    trials: int = 0
+    key: str = "0"
+    modes: tuple[str, ...] = ()
+    order: int = 1
+    precision: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    replay: str = ""
+
+    def __str__(self) -> str:
+        from gradtest._src.report import text
+
+        return text.full(self)
+
+    @property
+    def smallest_seen(self) -> float:
+        """The smallest relative error that would have been seen in every leaf."""
+        return max((f.allowed for f in self.findings if f.gap is Gap.FORMULA),
+                   default=float("nan"))  # fmt: skip
+
+    def leaf(self, name: str) -> Finding:
+        """Returns the gravest finding on the leaf of this name.
+
+        Raises:
+          KeyError: There is no such leaf.
+        """
+        found = [finding for finding in self.findings if finding.name == name]
+        if not found:
+            names = ", ".join(dict.fromkeys(f.name for f in self.findings))
+            raise KeyError(f"no leaf {name!r} in the report; there are {names}")
+        return max(found, key=lambda f: (f.verdict.severity, f.strain))
+
+
+class GradientMismatch(AssertionError):
+    """A gradient is wrong; `.report` has the evidence."""
+
+    def __init__(self, message: str, report: Report):
+        super().__init__(message)
+        self.report = report
+
+
+class GradientInconclusive(AssertionError):
+    """Nothing could be concluded about a gradient; `.report` says why."""
+
+    def __init__(self, message: str, report: Report):
+        super().__init__(message)
+        self.report = report

@@ -1,0 +1,162 @@
+"""Forward mode: the tangents that the program's derivative pushes forward.
+
+Beside a reverse-mode claim one identity says it all, `<w, J v> = <J^T w, v>`, and the
+differences of the outputs say it again for each of them. Where there is no reverse
+mode, each leaf's tangent is compared with differences of the outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from gradtest._src import diagnose
+from gradtest._src.case import Case, norm, pair
+from gradtest._src.compare import leaf_gap, value_trouble
+from gradtest._src.differences import Slope, weighted
+from gradtest._src.findings import Cause, Finding, Verdict
+from gradtest._src.program import Values
+
+# Both sides of the identity are sums of the same float64 terms.
+_IDENTITY = 1e-9
+
+
+def judge_beside_reverse(case: Case) -> list[Finding]:
+    """Judges the forward mode of a case whose reverse mode was judged already."""
+    slopes = case.readings.slopes
+    if slopes is None or value_trouble(case):
+        return []
+    tangents = dict(enumerate(case.tangents))
+    pulled = [pair(g, v) for g, v in zip(case.readings.claimed, tangents.values(),
+                                         strict=True)]  # fmt: skip
+    pushed = weighted(slopes, case.weights)
+    scale = max(float(np.max(case.contributions(case.readings.claimed), initial=0.0)),
+                abs(pushed))  # fmt: skip
+    allowed = max(_IDENTITY, 64 * case.noise if case.bench.islands else 0.0)
+    gap = abs(pushed - sum(pulled))
+    if not gap <= allowed * scale:
+        leaf = _guilty_leaf(case)
+        size = gap / scale if scale else np.inf
+        return [_finding(case, leaf, Verdict.FAIL, size, allowed, _MODES_DISAGREE)]
+    if not case.program.is_scalar:
+        slope = case.measure(tangents, scale)
+        found = _judge_outputs(case, slopes, slope, None)
+        if found is not None:
+            return [found]
+    size = gap / scale if scale else 0.0
+    return [_finding(case, None, Verdict.PASS, size, allowed, None)]
+
+
+def judge_alone(case: Case) -> list[Finding]:
+    """Judges a forward-mode claim leaf by leaf, by differences of the outputs."""
+    trouble = value_trouble(case)
+    if trouble:
+        return [
+            _finding(case, i, Verdict.INCONCLUSIVE, 0.0, case.rtol, trouble)
+            for i in range(len(case.leaves))
+        ]
+    return [_judge_leaf(case, i) for i in range(len(case.leaves))]
+
+
+def _judge_leaf(case: Case, i: int) -> Finding:
+    seed = [np.zeros_like(value) for value in case.seed]
+    seed[i] = case.seed[i]
+    claimed = case.bench.read(case.point, seed=seed).claimed
+    if not all(np.isfinite(c).all() for c in claimed):
+        bad = next(c for c in claimed if not np.isfinite(c).all())
+        cause = diagnose.not_finite(bad)
+        return _finding(case, i, Verdict.FAIL, np.inf, case.rtol, cause)
+    direction = {i: np.asarray(case.seed[i]).astype(case.tangents[i].dtype)}
+    slope = case.measure(direction, norm_all(claimed))
+    found = _judge_outputs(case, claimed, slope, i)
+    if found is not None:
+        return found
+    scale = norm_all(slope.outputs)
+    size = _distance(claimed, slope.outputs) / scale if scale else 0.0
+    return _finding(case, i, Verdict.PASS, size, _allowed(case, slope), None)
+
+
+def _judge_outputs(
+    case: Case, claimed: Values, slope: Slope, leaf: int | None
+) -> Finding | None:
+    """Compares each output's tangent with its difference; returns what is wrong."""
+    if slope.is_kink:
+        inside = slope.distance(weighted(claimed, case.weights)) <= 3 * slope.error
+        if inside:
+            return None
+        return _finding(case, leaf, Verdict.INCONCLUSIVE, np.inf, case.rtol,
+                        diagnose.KINK)  # fmt: skip
+    allowed = _allowed(case, slope)
+    scale = norm_all(slope.outputs)
+    for output, c, m in zip(
+        case.program.outputs, claimed, slope.outputs, strict=True
+    ):
+        gap = leaf_gap(c, m, rtol=allowed, floor=max(1e-9 * scale, 3 * slope.error))
+        if norm(c - m) > gap.allowed * max(norm(m), 1e-300) + 3 * slope.error:
+            cause = diagnose.leaf_cause([c], [m], 0, case.rtol)
+            found = _finding(case, leaf, Verdict.FAIL, gap.size, gap.allowed, cause)
+            note = f"seen in the tangent of {output.name}"
+            return _with(found, note=note, entry=gap.entry)
+    return None
+
+
+def _allowed(case: Case, slope: Slope) -> float:
+    scale = norm_all(slope.outputs)
+    return case.rtol + (3 * slope.error / scale if scale else 0.0)
+
+
+def _guilty_leaf(case: Case) -> int | None:
+    """Returns the leaf whose tangent alone breaks the identity most."""
+    worst, guilty = 0.0, None
+    for i in range(len(case.leaves)):
+        tangents = [np.zeros_like(t) for t in case.tangents]
+        tangents[i] = case.tangents[i]
+        slopes = case.bench.read(case.point, tangents=tangents).slopes
+        assert slopes is not None
+        gap = abs(weighted(slopes, case.weights)
+                  - pair(case.readings.claimed[i], tangents[i]))  # fmt: skip
+        if not gap <= worst:
+            worst, guilty = gap, i
+    return guilty
+
+
+def norm_all(values: Values) -> float:
+    """Returns the norm of a list of arrays as one vector."""
+    return float(np.sqrt(sum(norm(value) ** 2 for value in values)))
+
+
+def _distance(claimed: Values, truth: Values) -> float:
+    return norm_all([c - t for c, t in zip(claimed, truth, strict=True)])
+
+
+_MODES_DISAGREE = Cause(
+    "wrong in forward mode",
+    "forward and reverse mode are not transposes of each other",
+    "compare the rule's jvp with its transpose: <w, J v> must equal <J^T w, v>",
+)
+
+
+def _with(finding: Finding, *, note: str, entry: object) -> Finding:
+    return dataclasses.replace(
+        finding,
+        notes=(*finding.notes, note),
+        entry=entry,  # type: ignore[arg-type]
+    )
+
+
+def _finding(
+    case: Case,
+    leaf: int | None,
+    verdict: Verdict,
+    size: float,
+    allowed: float,
+    cause: Cause | None,
+) -> Finding:
+    outputs = case.program.outputs
+    item = outputs[0] if leaf is None else case.leaves[leaf]
+    return Finding(
+        item.name, item.shape, np.dtype(item.dtype).name, verdict, mode="fwd",
+        order=case.program.order, trial=case.trial, size=float(size),
+        allowed=float(allowed), judged_by="measured", cause=cause,
+    )  # fmt: skip

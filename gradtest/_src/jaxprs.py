@@ -1,0 +1,418 @@
+"""The one file that reads JAX's jaxpr internals.
+
+Everything else asks these functions, so a change of JAX's internals is mended here.
+Checked on jax 0.10.2 and 0.12.0; where they differ:
+
+* `scan` counts its constants and carries by `num_consts` and `num_carry` on 0.10, by
+  the lengths of the flat tree `ft_in` on 0.12;
+* a closed program is a `ClosedJaxpr` around a `Jaxpr` on 0.10; on 0.12 there is one
+  `Jaxpr` class, which holds its own constants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import dtypes
+from jax.extend import core
+
+Jaxpr = Any  # jax.extend.core.Jaxpr or ClosedJaxpr: one class from jax 0.12 on
+Eqn = core.JaxprEqn
+
+LINEAR_CALL = "linear_call"
+CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", LINEAR_CALL})
+CALLS = frozenset(
+    {"jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint"}
+)
+# They leave JAX: what they compute is fixed, in the dtypes that they were given.
+FOREIGN = frozenset({"ffi_call", "pure_callback", "io_callback", "custom_call"})
+WITH_SCALAR_PROGRAM = frozenset(
+    {"scatter", "reduce", "reduce_window", "select_and_scatter"}
+    | {f"scatter{sep}{op}" for sep in "-_" for op in ("add", "sub", "mul", "min", "max")}
+)
+# A forward-mode trace leaves this where a `custom_vjp` has no forward rule.
+NO_FORWARD_RULE = "custom_lin"
+STOP_GRADIENT = "stop_gradient"
+LINEAR_SOLVE = "custom_linear_solve"
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """A program opened up: what binds its inputs, its equations and its results."""
+
+    constvars: Sequence[Any]
+    consts: Sequence[Any]
+    invars: Sequence[Any]
+    eqns: Sequence[Eqn]
+    outvars: Sequence[Any]
+
+
+def open_body(jaxpr: Jaxpr) -> Body:
+    """Opens a closed or open jaxpr of any supported version of JAX."""
+    consts = list(getattr(jaxpr, "consts", ()))
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    constvars = list(inner.constvars)
+    # Constants without a value are handed over as the first arguments.
+    extra, constvars = constvars[len(consts) :], constvars[: len(consts)]
+    return Body(constvars, consts, extra + list(inner.invars), inner.eqns, inner.outvars)
+
+
+def is_program(value: object) -> bool:
+    """Whether a parameter of an equation is itself a program."""
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+def programs_in(value: object) -> Iterator[Jaxpr]:
+    """Yields the programs inside one parameter: alone, in tuples, lists, dicts."""
+    if is_program(value):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from programs_in(item)
+    elif isinstance(value, dict):
+        yield from programs_in(list(value.values()))
+
+
+def subprograms(eqn: Eqn) -> Iterator[Jaxpr]:
+    """Yields every program in the parameters of an equation."""
+    for value in eqn.params.values():
+        yield from programs_in(value)
+
+
+def walk(jaxpr: Jaxpr) -> Iterator[Eqn]:
+    """Yields every equation of a program, those of its sub-programs included."""
+    for eqn in open_body(jaxpr).eqns:
+        yield eqn
+        for inner in subprograms(eqn):
+            yield from walk(inner)
+
+
+def primitives(jaxpr: Jaxpr) -> frozenset[str]:
+    """Returns the names of all primitives that a program uses, at any depth."""
+    return frozenset(eqn.primitive.name for eqn in walk(jaxpr))
+
+
+def out_dtypes(jaxpr: Jaxpr) -> list[Any]:
+    """Returns the dtype of each result of a program."""
+    return [aval.dtype for aval in jaxpr.out_avals]
+
+
+def is_literal(atom: object) -> bool:
+    """Whether an operand is a literal number rather than a variable."""
+    return isinstance(atom, core.Literal)
+
+
+def half_literals(jaxpr: Jaxpr) -> list[Any]:
+    """Returns the half-precision literals whose rounding may matter, each once.
+
+    A literal of at most three significant bits (1, 2, 0.5, 3, ...) was most likely
+    written so: it is exact in every dtype, and left out.
+    """
+    found: dict[int, Any] = {}
+    for eqn in walk(jaxpr):
+        for atom in eqn.invars:
+            dtype = getattr(atom.aval, "dtype", None)
+            if is_literal(atom) and str(dtype) in ("bfloat16", "float16"):
+                mantissa, _ = math.frexp(float(np.asarray(atom.val)))
+                if math.isfinite(mantissa) and mantissa * 8 % 1:
+                    found[id(atom)] = atom
+    return list(found.values())
+
+
+def nested_consts(jaxpr: Jaxpr) -> list[Any]:
+    """Returns the array constants at any depth, each once, in order of appearance."""
+    found: dict[int, Any] = {}
+
+    def visit(program: Jaxpr) -> None:
+        body = open_body(program)
+        for const in body.consts:
+            found.setdefault(id(const), const)
+        for eqn in body.eqns:
+            for inner in subprograms(eqn):
+                visit(inner)
+
+    visit(jaxpr)
+    return list(found.values())
+
+
+# --- reading the parameters of the primitives that hold programs -----------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A `scan`: its body and how many operands are constants and carries."""
+
+    body: Jaxpr
+    num_consts: int
+    num_carry: int
+    length: int
+    reverse: bool
+    unroll: int
+
+
+def read_scan(eqn: Eqn) -> Scan:
+    """Reads a `scan` equation of either layout."""
+    params = eqn.params
+    if "ft_in" in params:  # jax >= 0.11
+        num_consts, num_carry, _ = (len(part) for part in params["ft_in"].unpack())
+    else:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    return Scan(
+        params["jaxpr"],
+        num_consts,
+        num_carry,
+        params["length"],
+        params["reverse"],
+        params["unroll"],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class While:
+    """A `while`: its two programs and how many constants each one takes."""
+
+    cond: Jaxpr
+    body: Jaxpr
+    cond_nconsts: int
+    body_nconsts: int
+
+
+def read_while(eqn: Eqn) -> While:
+    """Reads a `while` equation."""
+    params = eqn.params
+    return While(
+        params["cond_jaxpr"],
+        params["body_jaxpr"],
+        params["cond_nconsts"],
+        params["body_nconsts"],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSolve:
+    """A `custom_linear_solve`: its programs, each with its own constants, and b."""
+
+    matvec: Callable[..., list[Any]]
+    solve: Callable[..., list[Any]]
+    transpose_solve: Callable[..., list[Any]] | None
+    rhs: list[Any]
+    solve_program: Jaxpr
+    transpose_program: Jaxpr | None
+    has_aux: bool
+
+
+def read_linear_solve(
+    eqn: Eqn, operands: Sequence[Any], evaluate: Callable[..., list[Any]]
+) -> LinearSolve:
+    """Reads a `custom_linear_solve`; `evaluate(program, args)` runs its programs."""
+    lengths, programs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    parts = _split(operands, [lengths.matvec, lengths.vecmat, lengths.solve,
+                              lengths.transpose_solve])  # fmt: skip
+    matvec_consts, _, solve_consts, transpose_consts, rhs = parts
+
+    def closed(program: Jaxpr, consts: list[Any]) -> Callable[..., list[Any]]:
+        return lambda *vectors: evaluate(program, [*consts, *vectors])
+
+    transpose = programs.transpose_solve
+    return LinearSolve(
+        closed(programs.matvec, matvec_consts),
+        closed(programs.solve, solve_consts),
+        None if transpose is None else closed(transpose, transpose_consts),
+        rhs,
+        programs.solve,
+        transpose,
+        len(programs.solve.out_avals) > len(programs.matvec.out_avals),
+    )
+
+
+def _solver_const_slots(eqn: Eqn) -> range:
+    """The operands of a `custom_linear_solve` that only its solvers read."""
+    lengths = eqn.params["const_lengths"]
+    start = lengths.matvec + lengths.vecmat
+    return range(start, start + lengths.solve + lengths.transpose_solve)
+
+
+def _split(items: Sequence[Any], lengths: Sequence[int]) -> list[list[Any]]:
+    """Cuts `items` into parts of the given lengths and what remains."""
+    parts, rest = [], list(items)
+    for length in lengths:
+        parts.append(rest[:length])
+        rest = rest[length:]
+    return [*parts, rest]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardMap:
+    """A `shard_map`: its per-device program and how values are laid out."""
+
+    body: Jaxpr
+    mesh: Any
+    in_specs: Sequence[Any]
+    out_specs: Sequence[Any]
+    axis_names: frozenset[Any]
+    check_vma: bool
+
+
+def read_shard_map(eqn: Eqn) -> ShardMap:
+    """Reads a `shard_map` equation; `axis_names` are the newly manual axes."""
+    params = eqn.params
+    return ShardMap(
+        params["jaxpr"],
+        params["mesh"],
+        params["in_specs"],
+        params["out_specs"],
+        frozenset(params["newly_manual_axes"]),
+        params["check_vma"],
+    )
+
+
+def bind(eqn: Eqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """Binds the primitive of an equation, in the equation's own context."""
+    bind_params = eqn.primitive.get_bind_params(params)
+    with eqn.ctx.manager:
+        results = eqn.primitive.bind(*operands, **bind_params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def rule_free_program(eqn: Eqn) -> Jaxpr:
+    """Returns the primal program of a custom-rule call."""
+    return eqn.params["callee" if eqn.primitive.name == LINEAR_CALL else "call_jaxpr"]
+
+
+# --- stopped values ---------------------------------------------------------------
+
+
+def solver_only_stops(jaxpr: Jaxpr) -> set[int]:
+    """Finds the `stop_gradient` equations that feed nothing but linear solvers.
+
+    `jnp.linalg.solve` hides its LU factors from differentiation in this way: they
+    follow the matrix, so a difference quotient must move them too.
+
+    Returns:
+      The `id` of each such equation, at any depth of `jit` nesting.
+    """
+    found: set[int] = set()
+    body = open_body(jaxpr)
+    _live_inputs(body, [True] * len(body.outvars), found)
+    for eqn in walk(jaxpr):
+        if eqn.primitive.name in _LOOPS:
+            for inner in subprograms(eqn):
+                found |= solver_only_stops(inner)
+    return found
+
+
+_LOOPS = frozenset({"scan", "while", "cond", "shard_map"})
+
+
+def _live_inputs(body: Body, live_out: Sequence[bool], found: set[int]) -> list[bool]:
+    """Marks which inputs reach a live result otherwise than through a solver."""
+    live = {
+        var for var, is_live in zip(body.outvars, live_out, strict=True)
+        if is_live and not is_literal(var)
+    }  # fmt: skip
+    for eqn in reversed(body.eqns):
+        outs = [var in live for var in eqn.outvars]
+        if not any(outs):
+            if eqn.primitive.name == STOP_GRADIENT:
+                found.add(id(eqn))
+            if eqn.primitive.name not in CALLS:
+                continue
+        operands = _live_operands(eqn, outs, found)
+        live |= {
+            var for var, is_live in zip(eqn.invars, operands, strict=True)
+            if is_live and not is_literal(var)
+        }  # fmt: skip
+    return [var in live for var in body.invars]
+
+
+def _live_operands(eqn: Eqn, outs: list[bool], found: set[int]) -> list[bool]:
+    """Marks which operands of one equation are live, given its live results."""
+    name = eqn.primitive.name
+    if name == LINEAR_SOLVE:
+        slots = _solver_const_slots(eqn)
+        return [i not in slots for i in range(len(eqn.invars))]
+    if name in CALLS or name in CUSTOM_RULES:
+        inner = next(iter(subprograms(eqn)))
+        return _live_inputs(open_body(inner), outs, found)
+    return [True] * len(eqn.invars)
+
+
+# --- the structure of a program as a key ------------------------------------------
+
+
+def structure_key(jaxpr: Jaxpr) -> Hashable:
+    """Returns a key that is equal for programs that compute the same.
+
+    Array constants count by shape and dtype and by which of them coincide: their
+    values are inputs of what gradtest compiles. Custom rules count by their primal
+    program alone, because what is compiled never calls the rule.
+    """
+    numbering = {id(const): i for i, const in enumerate(nested_consts(jaxpr))}
+    return _program_key(jaxpr, numbering)
+
+
+def _program_key(jaxpr: Jaxpr, consts: dict[int, int]) -> Hashable:
+    body = open_body(jaxpr)
+    numbers: dict[Any, int] = {}
+
+    def atom(operand: Any) -> Hashable:
+        if is_literal(operand):
+            return ("literal", _param_key(operand.val, consts), str(operand.aval))
+        return numbers.setdefault(operand, len(numbers))
+
+    def binder(var: Any) -> Hashable:
+        return numbers.setdefault(var, len(numbers)), var.aval
+
+    head = tuple(binder(var) for var in [*body.constvars, *body.invars])
+    held = tuple(consts[id(const)] for const in body.consts)
+    lines = tuple(
+        (
+            eqn.primitive,
+            tuple(atom(operand) for operand in eqn.invars),
+            _params_key(eqn, consts),
+            tuple(binder(var) for var in eqn.outvars),
+        )
+        for eqn in body.eqns
+    )
+    return head, held, lines, tuple(atom(operand) for operand in body.outvars)
+
+
+def _params_key(eqn: Eqn, consts: dict[int, int]) -> Hashable:
+    if eqn.primitive.name in CUSTOM_RULES:
+        return _program_key(rule_free_program(eqn), consts)
+    return tuple(
+        (name, _param_key(value, consts)) for name, value in sorted(eqn.params.items())
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Identity:
+    """Keeps an unhashable parameter alive and equal to itself alone."""
+
+    value: Any
+
+
+def _param_key(value: Any, consts: dict[int, int]) -> Hashable:
+    if is_program(value):
+        return _program_key(value, consts)
+    if isinstance(value, tuple | list):
+        return (type(value), tuple(_param_key(item, consts) for item in value))
+    if isinstance(value, dict):
+        return tuple((k, _param_key(v, consts)) for k, v in value.items())
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        if dtypes.issubdtype(value.dtype, dtypes.extended):
+            return _Identity(value)
+        array = np.asarray(value)
+        return (array.shape, str(array.dtype), array.tobytes())
+    if isinstance(value, float):
+        return np.float64(value).tobytes()  # -0.0 is not 0.0, and NaN is NaN
+    try:
+        hash(value)
+    except TypeError:
+        return _Identity(value)
+    return value

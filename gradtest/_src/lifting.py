@@ -1,0 +1,348 @@
+"""Evaluates a program with every floating value widened to float64.
+
+Lifting binds primitives from a jaxpr and never runs the user's Python again. Custom
+rules are entered through their primal program, so what comes out is rule-free: to
+differentiate it is to differentiate the mathematics.
+
+A value's lifted dtype depends on its dtype in the program alone, so the bodies of
+loops keep their types. What has no float64 form runs in its own precision and is
+remembered by name: see `Evaluator.islands`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import dtypes, lax
+from jax.extend import core
+
+from gradtest._src import jaxprs
+from gradtest._src.jaxprs import Eqn, Jaxpr
+
+Handler = Callable[["Evaluator", Eqn, list[Any]], Sequence[Any]]
+
+
+def lifted_dtype(dtype: Any) -> Any:
+    """Returns float64 for a floating dtype, complex128 for a complex one."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return np.dtype(np.complex128)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype(np.float64)
+    return dtype
+
+
+def is_inexact(dtype: Any) -> bool:
+    """Whether values of this dtype can be differentiated."""
+    return bool(jnp.issubdtype(dtype, jnp.inexact))
+
+
+def as_dtype(value: Any, dtype: Any) -> Any:
+    """Casts a floating or complex value; leaves everything else alone."""
+    if not hasattr(value, "dtype") or value.dtype == dtype or not is_inexact(dtype):
+        return value
+    return lax.convert_element_type(value, dtype)
+
+
+def widen(value: Any) -> Any:
+    """Returns a value as a lifted program takes it: floats as float64 on the host."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        value = np.asarray(value)
+        dtype = dtypes.canonicalize_dtype(value.dtype)
+        value = value.astype(dtype)
+    if dtypes.issubdtype(dtype, dtypes.extended):
+        return value
+    array = np.asarray(value)
+    return array.astype(lifted_dtype(array.dtype), copy=False)
+
+
+class Evaluator:
+    """Evaluates programs equation by equation, lifted or as they are.
+
+    Attributes:
+      wide: Whether floating values are widened to float64.
+      stops: What happens to values under `stop_gradient`; None stops their
+        derivatives and nothing else. See `Recorder` and `Replayer`.
+      islands: Names of the primitives that ran in their own precision.
+      residual: Under a `solver_audit`, the largest relative residual of the linear
+        solves met, float64[4] by `solvers.SolveKind`; None otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        wide: bool = True,
+        hoisted: dict[int, Any] | None = None,
+        stops: Recorder | Replayer | None = None,
+        solver_only: frozenset[int] = frozenset(),
+        solver_audit: Callable[..., Any] | None = None,
+        literals: dict[int, Any] | None = None,
+        islands: set[str] | None = None,
+    ):
+        self.wide = wide
+        self.hoisted = hoisted or {}
+        self.stops = stops
+        self.solver_only = solver_only
+        self.solver_audit = solver_audit
+        self.literals = literals or {}
+        self.islands = set() if islands is None else islands
+        self.residual: Any = None if solver_audit is None else jnp.zeros(4)
+
+    def fork(self, **changes: Any) -> Evaluator:
+        """Returns an evaluator like this one, with its own audit, for a loop's body."""
+        settings = {
+            "wide": self.wide,
+            "hoisted": self.hoisted,
+            "stops": self.stops,
+            "solver_only": self.solver_only,
+            "solver_audit": self.solver_audit,
+            "literals": self.literals,
+            "islands": self.islands,
+        }
+        return Evaluator(**(settings | changes))
+
+    def __call__(self, jaxpr: Jaxpr, args: Sequence[Any]) -> list[Any]:
+        """Returns the results of a program at `args`, which have lifted dtypes."""
+        body = jaxprs.open_body(jaxpr)
+        env: dict[Any, Any] = {}
+        for var, const in zip(body.constvars, body.consts, strict=True):
+            env[var] = self.widen(self.hoisted.get(id(const), const), var.aval)
+        env.update(zip(body.invars, args, strict=True))
+
+        def read(atom: Any) -> Any:
+            return self._literal(atom) if jaxprs.is_literal(atom) else env[atom]
+
+        for eqn in body.eqns:
+            results = self._apply(eqn, [read(atom) for atom in eqn.invars])
+            for var, result in zip(eqn.outvars, results, strict=True):
+                env[var] = self.widen(result, var.aval)
+        return [read(atom) for atom in body.outvars]
+
+    def widen(self, value: Any, aval: Any) -> Any:
+        """Gives a value the dtype that a variable of this type has here."""
+        dtype = getattr(aval, "dtype", None)
+        if dtype is None or not is_inexact(dtype):
+            return value
+        return as_dtype(value, lifted_dtype(dtype) if self.wide else dtype)
+
+    def narrow(self, values: Sequence[Any], atoms: Sequence[Any]) -> list[Any]:
+        """Gives operands the dtypes that they have in the program itself."""
+        return [
+            as_dtype(value, getattr(atom.aval, "dtype", None))
+            for value, atom in zip(values, atoms, strict=True)
+        ]
+
+    def in_own_precision(self, eqn: Eqn, operands: Sequence[Any]) -> list[Any]:
+        """Runs an equation exactly as the program has it, and remembers its name."""
+        if self.wide:
+            self.islands.add(eqn.primitive.name)
+        return jaxprs.bind(eqn, self.narrow(operands, eqn.invars), eqn.params)
+
+    def _literal(self, atom: Any) -> Any:
+        if id(atom) in self.literals:
+            return self.literals[id(atom)]
+        value = np.asarray(atom.val, dtype=atom.aval.dtype)
+        if self.wide and is_inexact(value.dtype):
+            return value.astype(lifted_dtype(value.dtype))
+        return value
+
+    def _apply(self, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+        handler = HANDLERS.get(eqn.primitive.name)
+        if handler is not None:
+            return handler(self, eqn, operands)
+        if eqn.effects or any(True for _ in jaxprs.subprograms(eqn)):
+            return self.in_own_precision(eqn, operands)
+        if not self.wide:
+            return jaxprs.bind(eqn, operands, eqn.params)
+        return self._bind_lifted(eqn, operands)
+
+    def _bind_lifted(self, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+        """Binds a primitive in float64, where it proves to have such a form."""
+        try:
+            results = jaxprs.bind(eqn, operands, lifted_params(eqn.params))
+        except (TypeError, ValueError, NotImplementedError):
+            return self.in_own_precision(eqn, operands)
+        for var, result in zip(eqn.outvars, results, strict=True):
+            wanted = getattr(var.aval, "dtype", None)
+            if is_inexact(wanted) and result.dtype != lifted_dtype(wanted):
+                return self.in_own_precision(eqn, operands)
+        return results
+
+
+def lifted_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Returns an equation's parameters with every floating dtype in them widened."""
+    return {name: _lifted_param(name, value) for name, value in params.items()}
+
+
+def _lifted_param(name: str, value: Any) -> Any:
+    if name == "weak_type":
+        return False
+    if name == "accuracy":
+        return None
+    if name == "precision":
+        return _lifted_precision(value)
+    if isinstance(value, np.dtype) or (
+        isinstance(value, type) and issubclass(value, np.generic)
+    ):
+        return lifted_dtype(np.dtype(value))
+    return value
+
+
+def _lifted_precision(value: Any) -> Any:
+    """Drops a dot algorithm that names narrow types; keeps plain precisions."""
+    plain = value is None or isinstance(value, lax.Precision | str)
+    if plain or (isinstance(value, tuple) and all(map(_is_precision, value))):
+        return value
+    return None
+
+
+def _is_precision(value: Any) -> bool:
+    return value is None or isinstance(value, lax.Precision)
+
+
+# --- stopped values ---------------------------------------------------------------
+
+
+class Recorder:
+    """Keeps the stopped values of the base point, in the order they are met."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+
+    def keep(self, value: Any) -> None:
+        """Appends a value, or the operands of a loop that stops values inside."""
+        self.values.append(value)
+
+
+class Replayer:
+    """Hands the base point's stopped values to the evaluation of a moved point."""
+
+    def __init__(self, values: Sequence[Any]):
+        self._values: Iterator[Any] = iter(values)
+
+    def take(self) -> Any:
+        """Returns what the recorder kept at this place of the program."""
+        return next(self._values)
+
+
+def stops_inside(run: Evaluator, eqn: Eqn) -> bool:
+    """Whether a loop or branch stops values that a difference must freeze."""
+    return run.stops is not None and any(
+        inner.primitive.name == jaxprs.STOP_GRADIENT
+        and id(inner) not in run.solver_only
+        for program in jaxprs.subprograms(eqn)
+        for inner in jaxprs.walk(program)
+    )
+
+
+def evaluate_pair(
+    run: Evaluator, jaxpr: Jaxpr, base: Sequence[Any], moved: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Evaluates a program at both points; the moved one takes the base's stops."""
+    recorder = Recorder()
+    at_base = run.fork(stops=recorder)(jaxpr, base)
+    at_moved = run.fork(stops=Replayer(recorder.values))(jaxpr, moved)
+    return at_base, at_moved
+
+
+# --- the table of primitives that need care ---------------------------------------
+
+
+def _stop_gradient(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    (value,) = operands
+    if run.stops is not None and id(eqn) not in run.solver_only:
+        if isinstance(run.stops, Replayer):
+            return [run.stops.take()]
+        run.stops.keep(value)
+    return [lax.stop_gradient(value)]
+
+
+def _inline(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    """Enters the one program that a call holds, in place of the call."""
+    (program,) = jaxprs.subprograms(eqn)
+    return run(program, operands)
+
+
+def _enter_rule(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    """Evaluates the primal program of a custom rule: the rule itself is left out."""
+    return run(jaxprs.rule_free_program(eqn), operands)
+
+
+def _identity(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    return operands if run.wide else jaxprs.bind(eqn, operands, eqn.params)
+
+
+def _unmoved(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    """Leaves values where they are: devices and layouts carry no mathematics."""
+    return operands
+
+
+def _own_precision(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    return run.in_own_precision(eqn, operands)
+
+
+def _bits(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    """Keeps the meaning of bits: random floats are made of them."""
+    return jaxprs.bind(eqn, run.narrow(operands, eqn.invars), eqn.params)
+
+
+def _silent(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    """Drops a debugging print: the check evaluates the program many times."""
+    return []
+
+
+def _with_scalar_program(
+    run: Evaluator, eqn: Eqn, operands: list[Any]
+) -> Sequence[Any]:
+    """Lifts the combiner of a scatter or reduction, which works on scalars."""
+    if not run.wide:
+        return jaxprs.bind(eqn, operands, eqn.params)
+    params = {
+        name: _lifted_scalar_program(value) if jaxprs.is_program(value) else value
+        for name, value in lifted_params(eqn.params).items()
+    }
+    return jaxprs.bind(eqn, operands, params)
+
+
+@functools.lru_cache(maxsize=256)
+def _lifted_scalar_program(program: Jaxpr) -> Jaxpr:
+    avals = [
+        jax.ShapeDtypeStruct(var.aval.shape, lifted_dtype(var.aval.dtype))
+        for var in jaxprs.open_body(program).invars
+    ]
+    lifted = jax.make_jaxpr(lambda *args: Evaluator()(program, args))(*avals)
+    return lifted if isinstance(program, core.ClosedJaxpr) else lifted.jaxpr
+
+
+HANDLERS: dict[str, Handler] = {
+    jaxprs.STOP_GRADIENT: _stop_gradient,
+    "reduce_precision": _identity,
+    "device_put": _unmoved,
+    "layout_constraint": _unmoved,
+    "debug_callback": _silent,
+    "debug_print": _silent,
+    "bitcast_convert_type": _bits,
+    # Their draws depend on the dtype: a lifted draw would be another number.
+    "random_gamma": _bits,
+    "rng_uniform": _bits,
+    "nextafter": _own_precision,
+    **dict.fromkeys(jaxprs.CALLS, _inline),
+    **dict.fromkeys(jaxprs.CUSTOM_RULES, _enter_rule),
+    **dict.fromkeys(jaxprs.FOREIGN, _own_precision),
+    **dict.fromkeys(jaxprs.WITH_SCALAR_PROGRAM, _with_scalar_program),
+}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Registers a handler for the primitives of these names."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register

@@ -1,0 +1,1 @@
+"""Findings made readable; nothing here computes."""

@@ -1,0 +1,135 @@
+"""Reports as plain text: a few lines for an exception, all of it on demand."""
+
+from __future__ import annotations
+
+from gradtest._src.findings import Entry, Finding, Gap, Report, Verdict
+
+_OTHERS_NAMED = 4
+_MODES = {"rev": "reverse mode", "fwd": "forward mode"}
+
+
+def message(report: Report) -> str:
+    """Returns the two to eight lines of a failed or inconclusive check."""
+    findings = [f for f in report.findings if f.verdict is report.verdict]
+    chief = max(findings, key=lambda f: f.strain)
+    lines = [_headline(report, chief), *_numbers(chief)]
+    if chief.cause is not None:
+        label = "Likely cause" if report.verdict is Verdict.FAIL else "Reason"
+        lines.append(f"{label}: {chief.cause.says}.")
+        lines.append(f"Try: {chief.cause.remedy}.")
+    others = _others(report, findings, chief)
+    if others:
+        lines.append(others)
+    if report.replay:
+        lines.append(f"Replay: {report.replay}")
+    return "\n  ".join(lines)
+
+
+def full(report: Report) -> str:
+    """Returns everything that a report knows."""
+    lines = [f"{report.verdict.value}: {report.assertion}({report.subject})"]
+    lines += [f"  {_line(finding)}" for finding in report.findings]
+    if report.findings and report.smallest_seen == report.smallest_seen:
+        lines.append(
+            f"  smallest relative error that would have been seen: "
+            f"{report.smallest_seen:.1e}"
+        )
+    if report.modes:
+        modes = ", ".join(_MODES[mode] for mode in report.modes)
+        trials = f"{report.trials} trial{'s' * (report.trials != 1)}"
+        lines.append(f"  checked: {modes}, order {report.order}, {trials}")
+    lines += [f"  {line}" for line in report.precision]
+    lines += [f"  not checked: {line}" for line in report.unchecked]
+    lines += [f"  note: {line}" for line in report.notes]
+    if report.replay:
+        lines.append(f"  replay: {report.replay}")
+    return "\n".join(lines)
+
+
+def _headline(report: Report, chief: Finding) -> str:
+    where = _where(chief)
+    if report.verdict is Verdict.INCONCLUSIVE:
+        return f"nothing can be concluded about {report.subject} at {where}."
+    if chief.gap is Gap.VALUE:
+        return f"{report.subject} returns another value under differentiation: {where}."
+    if chief.gap is Gap.SOLVER:
+        return f"{report.subject} uses a linear solver that is wrong: {chief.name}."
+    if chief.gap is Gap.ROUNDING:
+        return f"the gradient of {report.subject} loses its accuracy at {where}."
+    kind = {1: "gradient", 2: "second derivative"}[chief.order]
+    return f"the {kind} of {report.subject} is wrong at {where}."
+
+
+def _where(finding: Finding) -> str:
+    kind = f" ({finding.dtype}{list(finding.shape)})" if finding.dtype else ""
+    mode = f", {_MODES[finding.mode]}" if finding.mode == "fwd" else ""
+    return f"{finding.name}{kind}{mode}"
+
+
+def _numbers(finding: Finding) -> list[str]:
+    if finding.verdict is Verdict.INCONCLUSIVE and not finding.size:
+        return []
+    parts = []
+    if finding.entry is not None:
+        parts.append(_entry(finding.name, finding.entry))
+    gap = {
+        Gap.FORMULA: "relative gap",
+        Gap.VALUE: "relative gap of the value",
+        Gap.ROUNDING: "relative gap between its own dtype and float64",
+        Gap.SOLVER: "relative residual",
+    }[finding.gap]
+    judge = {
+        "exact": "rule-free autodiff in float64, confirmed by differences",
+        "measured": "differences in float64",
+    }.get(finding.judged_by)
+    by = f"; judged by {judge}" if judge and finding.gap is Gap.FORMULA else ""
+    parts.append(f"{gap} {finding.size:.3g}, allowed {finding.allowed:.1g}{by}.")
+    return parts
+
+
+def _entry(name: str, entry: Entry) -> str:
+    index = f"[{', '.join(map(str, entry.index))}]" if entry.index else ""
+    return f"{name}{index}: claimed {entry.claimed:.6g}, true {entry.true:.6g}."
+
+
+def _others(report: Report, findings: list[Finding], chief: Finding) -> str:
+    others = list(dict.fromkeys(f.name for f in findings if f.name != chief.name))
+    right = len({f.name for f in report.findings if f.verdict is Verdict.PASS})
+    if not others:
+        return f"The other {right} leaves are right." if right > 1 else ""
+    named = ", ".join(others[:_OTHERS_NAMED])
+    more = f" and {len(others) - _OTHERS_NAMED} more" * (len(others) > _OTHERS_NAMED)
+    word = "Wrong" if report.verdict is Verdict.FAIL else "Open"
+    return f"{word} as well: {named}{more}; right: {right}."
+
+
+def _line(finding: Finding) -> str:
+    parts = [f"{finding.verdict.value:12s} {_where(finding)}"]
+    if finding.order > 1:
+        parts.append(f"order {finding.order}")
+    parts.append(f"{finding.gap.value} gap {finding.size:.1e} of {finding.allowed:.0e}")
+    if finding.rounding is not None:
+        gap, allowed = finding.rounding
+        parts.append(f"rounding {gap:.1e} of {allowed:.0e}")
+    if finding.approximation is not None:
+        parts.append(approximation(finding))
+    if finding.cause is not None:
+        parts.append(finding.cause.name)
+    parts += finding.notes
+    return "; ".join(parts)
+
+
+def approximation(finding: Finding) -> str:
+    """Returns the sentence about a gap that is an approximation, with its numbers."""
+    found = finding.approximation
+    assert found is not None
+    if found.retraced is not None:
+        rounding = f", rounding {finding.rounding[0]:.1e}" if finding.rounding else ""
+        return (
+            f"approximate, not wrong: gap {found.lifted:.1e} as computed for "
+            f"{finding.dtype}, {found.retraced:.1e} when traced in float64{rounding}"
+        )
+    return (
+        f"constants rounded to half precision: gap {found.lifted:.1e}, "
+        f"explained up to {3 * (found.literals or 0.0):.1e}"
+    )

@@ -1,0 +1,107 @@
+"""The rounding gap: the claim in working precision against the lifted claim.
+
+The yardstick is measured, not guessed: the rounding of the rule-free derivative in the
+same dtype at the same point. It is only computed where a floor by dtype is exceeded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from gradtest._src import diagnose
+from gradtest._src.case import Case, norm
+from gradtest._src.findings import Finding, Gap, Verdict
+from gradtest._src.program import Values
+
+# The floor: units in the last place, and what they may come to in half precision.
+_ULPS, _MOST_FLOOR = 128, 1 / 16
+# How much worse than plain autodiff a rule may round.
+_FACTOR = 8
+# Without a rule-free derivative: what an unstable formula must exceed, as a root.
+_UNMEASURED_ROOT = 0.5
+
+
+def judge_rounding(
+    case: Case, findings: list[Finding], rounding_rtol: float | None
+) -> list[Finding]:
+    """Completes the findings on leaves whose formula passed with their rounding gap."""
+    values, worked = case.bench.read_working(case.point)
+    if values is not None and not all(np.isfinite(v).all() for v in values):
+        note = "the value is not finite in working precision: rounding was not judged"
+        return [_noted(finding, note) for finding in findings]
+    lifted = case.readings.claimed
+    gaps = [_gap(w, c) for w, c in zip(worked, lifted, strict=True)]
+    allowed = _floors(case, lifted, rounding_rtol)
+    if any(gap > limit for gap, limit in zip(gaps, allowed, strict=True)):
+        allowed = _measured_allowance(case, lifted, allowed)
+    return [
+        _judge(finding, worked[i], norm(lifted[i]), gaps[i], allowed[i])
+        for i, finding in enumerate(findings)
+    ]
+
+
+def _gap(worked: np.ndarray, lifted: np.ndarray) -> float:
+    """Norm of the difference; infinite where working precision is not finite."""
+    gap = norm(worked - lifted)
+    return gap if np.isfinite(gap) else np.inf
+
+
+def _floors(case: Case, lifted: Values, rounding_rtol: float | None) -> list[float]:
+    relative = rounding_rtol
+    if relative is None:
+        relative = min(_ULPS * case.working_eps, _MOST_FLOOR)
+    largest = float(np.max(case.contributions(lifted), initial=0.0))
+    # A gradient that is zero by cancellation keeps the rounding of its terms.
+    cancelled = 4 * case.working_eps * largest
+    return [
+        relative * norm(c) + cancelled / size
+        for c, size in zip(lifted, case.sizes, strict=True)
+    ]
+
+
+def _measured_allowance(
+    case: Case, lifted: Values, floors: list[float]
+) -> list[float]:
+    """Widens the floors by what the rule-free derivative itself loses."""
+    plain = case.bench.read_working_exact(case.point)
+    exact = case.readings.exact
+    if plain is None or exact is None:
+        relative = case.working_eps**_UNMEASURED_ROOT
+        return [max(f, relative * norm(c)) for f, c in zip(floors, lifted, strict=True)]
+    losses = [norm(p - e) for p, e in zip(plain, exact, strict=True)]
+    # One leaf may round well by luck: the usual leaf counts as well.
+    parts = [
+        loss / norm(e)
+        for loss, e in zip(losses, exact, strict=True)
+        if norm(e) and np.isfinite(loss)
+    ]
+    usual = float(np.median(parts)) if parts else 0.0
+    return [
+        max(floor, _FACTOR * max(loss if np.isfinite(loss) else 0.0, usual * norm(c)))
+        for floor, loss, c in zip(floors, losses, lifted, strict=True)
+    ]
+
+
+def _judge(
+    finding: Finding, worked: np.ndarray, scale: float, gap: float, allowed: float
+) -> Finding:
+    unit = scale or 1.0
+    numbers = (gap / unit, allowed / unit)
+    finding = dataclasses.replace(finding, rounding=numbers)
+    if gap <= allowed or finding.verdict is not Verdict.PASS:
+        return finding
+    return dataclasses.replace(
+        finding,
+        verdict=Verdict.FAIL,
+        gap=Gap.ROUNDING,
+        size=numbers[0],
+        allowed=numbers[1],
+        cause=diagnose.unstable(worked),
+        notes=(*finding.notes, f"formula gap {finding.size:.1e}: the formula is right"),
+    )
+
+
+def _noted(finding: Finding, note: str) -> Finding:
+    return dataclasses.replace(finding, notes=(*finding.notes, note))

@@ -1,0 +1,98 @@
+"""Chex: its variants, its switch, and the keywords of its assertions.
+
+The one file that imports chex.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+
+from gradtest._src.findings import (
+    GradientInconclusive,
+    GradientMismatch,
+    Report,
+    Verdict,
+)
+
+Variant = Callable[..., Any]
+
+# These variants only decide where arguments live, which tracing can't see.
+_PLACING = ("without_device", "with_device", "without_jit")
+
+
+def apply_variant(variant: Variant, function: Callable[..., Any]) -> Any:
+    """Returns `variant(function)`; a chex variant keeps every device's result."""
+    if _is_chex(variant):
+        return variant(function, reduce_fn=None)
+    return variant(function)
+
+
+def only_places_arguments(variant: Variant) -> bool:
+    """Whether a variant leaves the program itself as it is."""
+    return _is_chex(variant) and _kind(variant) in _PLACING
+
+
+def describe_variant(variant: Variant) -> str:
+    """Returns a short name of a variant, for reports."""
+    if _is_chex(variant):
+        return f"chex variant {_kind(variant)}"
+    return getattr(variant, "__name__", type(variant).__name__)
+
+
+def _base(variant: Variant) -> Any:
+    while isinstance(variant, functools.partial):
+        variant = variant.func
+    return variant
+
+
+def _is_chex(variant: Variant) -> bool:
+    base = _base(variant)
+    kind = getattr(base, "type", None)
+    return isinstance(kind, chex.ChexVariantType) or repr(base).startswith("chex_")
+
+
+def _kind(variant: Variant) -> str:
+    base = _base(variant)
+    kind = getattr(base, "type", None)
+    name = str(kind) if kind is not None else repr(base).removeprefix("chex_")
+    return name.removeprefix("_")
+
+
+def asserts_are_disabled() -> bool:
+    """Whether `chex.disable_asserts()` is in force: asks an assertion that must fail."""
+    try:
+        chex.assert_equal(0, 1)
+    except AssertionError:
+        return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class MessageOptions:
+    """The keywords that every Chex assertion takes."""
+
+    custom_message: str | None = None
+    custom_message_format_vars: Sequence[Any] = ()
+    include_default_message: bool = True
+    exception_type: type[Exception] | None = None
+
+    def error(self, name: str, text: str, report: Report) -> Exception:
+        """Returns the exception for a report that is no pass."""
+        message = f"{name} failed: {text}" if self.include_default_message else text
+        if self.custom_message:
+            custom = self.custom_message
+            if self.custom_message_format_vars:
+                custom = custom.format(*self.custom_message_format_vars)
+            message = f"{message} [{custom}]"
+        if self.exception_type is not None:
+            error = self.exception_type(message)
+            error.report = report  # type: ignore[attr-defined]
+            return error
+        if report.verdict is Verdict.FAIL:
+            return GradientMismatch(message, report)
+        return GradientInconclusive(message, report)

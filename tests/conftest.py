@@ -1,0 +1,24 @@
+"""Runs the tests on the CPU, and those for many devices only where there are enough."""
+
+import os
+
+# Before anything imports JAX: the backend is chosen once per process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+_DEVICES_NEEDED = 8
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("devices")]
+    # On CI too few devices are a mistake in the setup: there the tests must fail.
+    if not marked or "CI" in os.environ or jax.device_count() >= _DEVICES_NEEDED:
+        return
+    reason = (
+        f"needs {_DEVICES_NEEDED} devices, found {jax.device_count()}; set "
+        f"XLA_FLAGS=--xla_force_host_platform_device_count={_DEVICES_NEEDED}"
+    )
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,39 @@
+"""The README's code runs, and prints the failure that the README shows."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _code_and_failures() -> list[tuple[str, str | None]]:
+    """Pairs each python block with the text block right after it, if there is one."""
+    blocks = _FENCE.findall(README.read_text(encoding="utf-8"))
+    followers = [*blocks[1:], ("", "")]
+    return [
+        (code, output if kind == "text" else None)
+        for (language, code), (kind, output) in zip(blocks, followers, strict=True)
+        if language == "python"
+    ]
+
+
+@pytest.mark.parametrize(("code", "failure"), _code_and_failures())
+def test_a_block_of_code_does_what_the_readme_says(code, failure):
+    program = compile(code, str(README), "exec")
+    names = {"__name__": "readme"}
+    if failure is None:
+        exec(program, names)
+        return
+    with pytest.raises(AssertionError) as caught:
+        exec(program, names)
+    assert str(caught.value).strip() == failure.strip()
+
+
+def test_both_commands_are_marked_for_ci():
+    text = README.read_text(encoding="utf-8")
+    for marker in ("main-command", "test-command"):
+        # .ci/run takes the command from the block under its marker.
+        assert text.count(f"<!-- {marker} -->\n```sh\n") == 1
