@@ -4,6 +4,7 @@ from gradtest import domains as domains
 from gradtest._src.asserts import assert_autodiff_matches as assert_autodiff_matches
 from gradtest._src.asserts import assert_grad_matches as assert_grad_matches
 from gradtest._src.asserts import check as check
+from gradtest._src.findings import Finding as Finding
 from gradtest._src.findings import GradientInconclusive as GradientInconclusive
 from gradtest._src.findings import GradientMismatch as GradientMismatch
 from gradtest._src.findings import Report as Report

@@ -11,7 +11,13 @@ import pytest
 _DEVICES_NEEDED = 8
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks Chex's pmap variants, and skips what too few devices can't run."""
+    for item in items:
+        # Chex names the tests it makes after their variants.
+        if item.name.endswith("_with_pmap"):
+            item.add_marker(pytest.mark.devices)
     marked = [item for item in items if item.get_closest_marker("devices")]
     # On CI too few devices are a mistake in the setup: there the tests must fail.
     if not marked or "CI" in os.environ or jax.device_count() >= _DEVICES_NEEDED:
