@@ -12,6 +12,7 @@ measured here before they are believed:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,19 +20,25 @@ import numpy as np
 
 from gradtest._src import execution, jaxprs
 from gradtest._src.case import Case, norm
-from gradtest._src.compare import FormulaJudge
 from gradtest._src.findings import Approximation, Finding, Gap, Verdict
 from gradtest._src.lifting import Evaluator
 from gradtest._src.program import Values, derivative
 
 _MOST_LITERALS = 256
 
+Judge = Callable[[Case], list[Finding]]
 
-def explain_gaps(case: Case, findings: list[Finding]) -> list[Finding]:
+
+def explain_gaps(case: Case, findings: list[Finding], judge: Judge) -> list[Finding]:
     """Turns failures that are approximations into passes that say so.
 
     Bounded: the lifted gap may not exceed the square root of the working dtype's
     spacing, and the gap of the program traced anew must close to the usual tolerance.
+
+    Args:
+      case: What was judged.
+      findings: What `judge` found, one for each leaf or output.
+      judge: Judges the case that was traced anew, in the same order.
     """
     bound = case.working_eps**0.5
     open_gaps = [
@@ -39,34 +46,35 @@ def explain_gaps(case: Case, findings: list[Finding]) -> list[Finding]:
         for i, f in enumerate(findings)
         if f.verdict is Verdict.FAIL and f.gap is Gap.FORMULA and f.size <= bound
     ]
-    if not open_gaps:
-        return findings
     found = list(findings)
-    wide = case.retrace()
-    if wide is not None:
-        judged = FormulaJudge(wide).findings()
+    if open_gaps and case.retraced is not None:
+        judged = judge(case.retraced)
         for i in open_gaps:
             if judged[i].verdict is Verdict.PASS:
-                found[i] = _passed(found[i], bound, retraced=judged[i].size)
+                found[i] = _passed(found[i], bound, judged[i].allowed,
+                                   retraced=judged[i].size)  # fmt: skip
     still_open = [i for i in open_gaps if found[i].verdict is Verdict.FAIL]
-    if still_open:
-        reach = literal_reach(case)
+    if still_open and case.claim.mode == "rev":
+        reach = literal_reach(case) or [0.0]
         for i in still_open:
-            if reach is not None and found[i].size <= 3 * reach[i] + case.rtol:
-                found[i] = _passed(found[i], bound, literals=reach[i])
+            # Along a tangent every leaf's constants play a part.
+            part = reach[i] if found[i].mode == "rev" else max(reach)
+            allowed = min(bound, 3 * part + case.rtol)
+            if part and found[i].size <= allowed:
+                found[i] = _passed(found[i], allowed, allowed, literals=part)
     return found
 
 
-def _passed(finding: Finding, bound: float, **evidence: float) -> Finding:
-    allowed = bound
-    if "literals" in evidence:
-        allowed = min(bound, 3 * evidence["literals"] + finding.allowed)
+def _passed(
+    finding: Finding, allowed: float, seen: float, **evidence: float
+) -> Finding:
     return dataclasses.replace(
         finding,
         verdict=Verdict.PASS,
         allowed=allowed,
         cause=None,
-        approximation=Approximation(finding.size, **evidence),
+        entry=None,
+        approximation=Approximation(finding.size, seen, **evidence),
     )
 
 

@@ -189,7 +189,9 @@ def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
       'PASS'
     """
     chosen = Options(**options)
-    return _check.Check(fn, args, _check.autodiff_claims(chosen), chosen).report("check")
+    return _check.Check(fn, args, _check.autodiff_claims(chosen), chosen).report(
+        "check"
+    )
 
 
 def _assert(

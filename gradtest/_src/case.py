@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from gradtest._src.truth import Bench, Readings
 # Leaves whose expected contributions lie within this factor share a direction.
 _BUCKET_SPAN = 1e3
 # Below this part of the largest contribution a gradient is float64 noise.
-_NOISE_FLOOR = 1e-11
+NOISE_FLOOR = 1e-11
 
 
 class Case:
@@ -31,8 +32,6 @@ class Case:
       point: Values of the leaves.
       rtol: Allowed relative formula gap.
       key: The key of the check, and `trial` the trial's number: they fix every draw.
-      retrace: Returns this case with the program traced anew in float64, or None where
-        that can't be done.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Case:
         self.point = point
         self.key = key
         self.trial = trial
-        self.retrace = retrace
+        self._retrace = retrace
         self.seed = self._draw_seed()
         self.bench = Bench(
             program, claim, point, self.seed, forward=forward, works=works
@@ -73,6 +72,11 @@ class Case:
                     out.dtype)
             for i, out in enumerate(self.program.outputs)
         ]  # fmt: skip
+
+    @functools.cached_property
+    def retraced(self) -> Case | None:
+        """This case with the program traced anew in float64, where that can be done."""
+        return self._retrace()
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -128,7 +132,7 @@ class Case:
         """Returns, for each leaf, the norm below which its gradient is noise."""
         largest = float(np.max(self.contributions(gradient), initial=0.0))
         size = differences.magnitude(self.readings.values, self.weights)
-        floor = max(_NOISE_FLOOR * largest, 1e-14 * size)
+        floor = max(NOISE_FLOOR * largest, 1e-14 * size)
         if self.bench.islands:
             floor = max(floor, self.noise * largest)
         return [floor / scale for scale in self.sizes]
@@ -158,9 +162,7 @@ class Case:
     def buckets(self, contributions: np.ndarray) -> list[list[int]]:
         """Groups leaves of like contribution; those that add nothing join the last."""
         largest = float(np.max(contributions, initial=0.0))
-        silent = [
-            i for i, c in enumerate(contributions) if c <= _NOISE_FLOOR * largest
-        ]
+        silent = [i for i, c in enumerate(contributions) if c <= NOISE_FLOOR * largest]
         groups: list[list[int]] = []
         for i in np.argsort(-contributions, kind="stable").tolist():
             if i in silent:
@@ -195,8 +197,12 @@ class Case:
 
 
 def norm(array: np.ndarray) -> float:
-    """Returns the Euclidean norm of an array of any shape."""
-    return float(np.linalg.norm(array.ravel()))
+    """Returns the Euclidean norm of an array of any shape.
+
+    Not by BLAS, whose threads wait for each other where XLA's hold the cores.
+    """
+    flat = np.abs(array).ravel() if np.iscomplexobj(array) else array.ravel()
+    return math.sqrt(float(np.einsum("i,i->", flat, flat)))
 
 
 def pair(gradient: np.ndarray, direction: np.ndarray) -> float:
@@ -226,4 +232,3 @@ def _normal(
     if jnp.issubdtype(dtype, jnp.complexfloating):
         draw = draw + 1j * generator.standard_normal(shape, dtype=np.float32)
     return np.asarray(draw).astype(dtype)
-

@@ -12,7 +12,7 @@ import numpy as np
 from gradtest._src import forward, program, seeding, variants
 from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
-from gradtest._src.compare import FormulaJudge, solver_findings, value_findings
+from gradtest._src.compare import judge_formula, solver_findings, value_findings
 from gradtest._src.findings import Finding, Report, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, read_inputs
 from gradtest._src.program import Claim, Program
@@ -210,19 +210,24 @@ class Check:
         case = self._case(self._programs[level], claims, point, trial)
         self._cases.append(case)
         if claims.reverse is None:
-            return forward.judge_alone(case)
-        found = FormulaJudge(case).findings()
-        found = explain_gaps(case, found)
-        found = judge_rounding(case, found, self.options.rounding_rtol)
+            return explain_gaps(case, forward.judge_alone(case), forward.judge_alone)
+        found = explain_gaps(case, judge_formula(case), judge_formula)
+        pushed = forward.judge_beside_reverse(case)
         return [
             *value_findings(case),
-            *found,
+            *judge_rounding(case, found, self.options.rounding_rtol),
             *solver_findings(case),
-            *forward.judge_beside_reverse(case),
+            *explain_gaps(case, pushed, forward.judge_beside_reverse),
         ]
 
     def _case(
-        self, traced: Program, claims: Claims, point: Point, trial: int
+        self,
+        traced: Program,
+        claims: Claims,
+        point: Point,
+        trial: int,
+        *,
+        works: bool = True,
     ) -> Case:
         claim = claims.reverse or claims.forward
         assert claim is not None
@@ -235,6 +240,7 @@ class Check:
             key=self.options.key,
             trial=trial,
             retrace=lambda: self._retrace(point, trial, traced.order),
+            works=works,
         )
 
     def _retrace(self, point: Point, trial: int, order: int) -> Case | None:
@@ -262,16 +268,15 @@ class Check:
                 seed = [np.asarray(s, np.float64) for s in self._cases[0].seed]
                 traced = traced.gradient(seed)
             claims = self.claiming(traced, point)
-            return Case(
-                traced, claims.reverse, point, rtol=self.options.rtol,  # type: ignore[arg-type]
-                key=self.options.key, trial=trial, works=False,
-            )  # fmt: skip
+            return self._case(traced, claims, point, trial, works=False)
 
     def report(self, assertion: str) -> Report:
         """Runs the check."""
         findings = self.findings()
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         unchecked = [f"{leaf} (excluded)" for leaf in self.inputs.unchecked]
+        if self._claims[0].reverse is None:
+            unchecked.append("rounding in working precision (forward mode only)")
         for claims in self._claims:
             unchecked += claims.unsupported
         return Report(
@@ -323,4 +328,3 @@ class Check:
 
 def _rank(finding: Finding) -> tuple[int, float]:
     return finding.verdict.severity, finding.strain
-

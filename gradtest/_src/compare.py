@@ -13,9 +13,10 @@ import dataclasses
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
-from gradtest._src.case import Case, norm, pair, pair_all
+from gradtest._src.case import NOISE_FLOOR, Case, norm, pair, pair_all
 from gradtest._src.differences import Slope
 from gradtest._src.findings import Entry, Finding, Gap, Verdict
+from gradtest._src.locate import locate_entry, measured_gradient
 from gradtest._src.solvers import SolveKind
 
 # Where error estimates hide more than this part of a slope, nothing is concluded.
@@ -37,12 +38,15 @@ class LeafGap:
       allowed: What is allowed of it, relative to the same.
       disputed: Which entries, or all of them together, exceed the allowance.
       entry: Where the two differ most.
+      is_silent: The true gradient is zero but for rounding; `size` and `allowed` are
+        then relative to the largest contribution of all leaves.
     """
 
     size: float
     allowed: float
     disputed: np.ndarray
     entry: Entry | None
+    is_silent: bool = False
 
     @property
     def is_exceeded(self) -> bool:
@@ -69,12 +73,14 @@ def leaf_gap(
     disputed = difference > per_entry
     if size > allowed and not disputed.any():
         disputed = difference >= difference.max()
-    relative = size / scale if scale else (np.inf if size > floor else 0.0)
+    is_silent = scale <= floor
+    unit = floor / NOISE_FLOOR if is_silent else scale
     return LeafGap(
-        float(relative),
-        float(allowed / scale) if scale else float(rtol),
+        float(size / unit) if unit else (np.inf if size else 0.0),
+        float(allowed / unit) if unit else rtol,
         disputed,
         _worst_entry(claimed, truth, difference),
+        is_silent,
     )
 
 
@@ -91,6 +97,11 @@ def _worst_entry(
 
 def _number(value: np.generic) -> complex:
     return complex(value) if np.iscomplexobj(value) else float(value)
+
+
+def judge_formula(case: Case) -> list[Finding]:
+    """Returns the verdict on the formula of every leaf, in reverse mode."""
+    return FormulaJudge(case).findings()
 
 
 class FormulaJudge:
@@ -161,9 +172,11 @@ class FormulaJudge:
                     found[i] = self._judge_leaf(i)
                     continue
                 allowed = max(gaps[i].allowed, error if self.exact is None else 0.0)
+                silent = (_SILENT_NOTE,) if gaps[i].is_silent else ()
                 found[i] = self._finding(
-                    i, Verdict.PASS, size=gaps[i].size, allowed=allowed, notes=notes
-                )
+                    i, Verdict.PASS, size=gaps[i].size, allowed=allowed,
+                    notes=notes + silent,
+                )  # fmt: skip
         return found
 
     def _confirm_bucket(
@@ -238,9 +251,15 @@ class FormulaJudge:
             return self._finding(
                 i, Verdict.INCONCLUSIVE, cause=diagnose.LOOSE_SOLVER, **gap
             )
-        truth = None if self.exact is None or agrees else self.exact[i]
-        cause = diagnose.slope_cause(self.claimed[i], truth, claimed, slope.value)
-        return self._finding(i, Verdict.FAIL, cause=cause, **gap)
+        measured = measured_gradient(case, i, self.claimed[i])
+        if measured is not None:
+            truth = [*self.claimed[:i], measured, *self.claimed[i + 1 :]]
+            entry = leaf_gap(self.claimed[i], measured, rtol=case.rtol, floor=0).entry
+            cause = diagnose.leaf_cause(self.claimed, truth, i, 1e-6)
+        else:
+            entry = locate_entry(case, i, self.claimed[i])
+            cause = diagnose.slope_cause(self.claimed[i], claimed, slope.value)
+        return self._finding(i, Verdict.FAIL, cause=cause, entry=entry, **gap)
 
     def _gap(self, i: int) -> LeafGap:
         return leaf_gap(
@@ -349,6 +368,7 @@ class FormulaJudge:
         )  # fmt: skip
 
 
+_SILENT_NOTE = "zero but for rounding, and claimed so"
 _KINK_NOTE = "at a kink: values between the one-sided slopes are accepted"
 
 
@@ -375,9 +395,18 @@ def value_findings(case: Case) -> list[Finding]:
             continue
         found.append(
             Finding(
-                output.name, output.shape, np.dtype(output.dtype).name, Verdict.FAIL,
-                Gap.VALUE, case.claim.mode, case.program.order, case.trial,
-                gap.size, gap.allowed, entry=gap.entry, cause=diagnose.FORWARD_VALUE,
+                output.name,
+                output.shape,
+                np.dtype(output.dtype).name,
+                Verdict.FAIL,
+                Gap.VALUE,
+                case.claim.mode,
+                case.program.order,
+                case.trial,
+                gap.size,
+                gap.allowed,
+                entry=gap.entry,
+                cause=diagnose.FORWARD_VALUE,
             )  # fmt: skip
         )
     return found
@@ -402,10 +431,17 @@ def solver_findings(case: Case) -> list[Finding]:
         loose = kind is SolveKind.SOLVE_ITERATIVE
         found.append(
             Finding(
-                "transpose_solve" if transposed else "solve", (), "", 
+                "transpose_solve" if transposed else "solve",
+                (),
+                "",
                 Verdict.INCONCLUSIVE if loose else Verdict.FAIL,
-                Gap.SOLVER, case.claim.mode, case.program.order, case.trial,
-                float(residual[kind]), float(allowed), judged_by="residual",
+                Gap.SOLVER,
+                case.claim.mode,
+                case.program.order,
+                case.trial,
+                float(residual[kind]),
+                float(allowed),
+                judged_by="residual",
                 cause=diagnose.solver_residual(transposed, loose),
             )  # fmt: skip
         )

@@ -19,10 +19,8 @@ _FIT = 1e-4
 # Constant factors that have a usual reason, in words.
 _FACTORS = {
     2.0: "2",
-    0.5: "1/2",
     3.0: "3",
     4.0: "4",
-    0.25: "1/4",
     np.pi: "pi",
     2 * np.pi: "2 pi",
 }
@@ -82,14 +80,8 @@ def noisy(slope: Slope, scale: float) -> Cause:
     )
 
 
-def slope_cause(
-    claimed: np.ndarray, truth: np.ndarray | None, claim: float, measured: float
-) -> Cause:
+def slope_cause(claimed: np.ndarray, claim: float, measured: float) -> Cause:
     """Names the cause where only a measured slope speaks against the claim."""
-    if truth is not None and truth.shape == claimed.shape:
-        found = leaf_cause([claimed], [truth], 0, _FIT)
-        if found.name != "different":
-            return found
     if not claimed.any():
         return _zero(claimed, np.ones_like(claimed))  # type: ignore[return-value]
     ratio = claim / measured if measured else np.inf
@@ -179,24 +171,28 @@ def _factor(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
 
 
 def _one_entry(truth: np.ndarray, factor: float) -> bool:
-    """A single number fits any factor, which proves nothing unless it is a usual one.
+    """Whether a single number fits the factor, which proves nothing by itself.
 
-    Such a factor must be a simple one to be named.
+    A factor must be a usual one to be named on one entry.
     """
     return truth.size == 1 and not any(
-        abs(abs(factor) / known - 1) < _FIT for known in _FACTORS
+        abs(abs(factor) ** power / known - 1) < _FIT
+        for known in _FACTORS
+        for power in (1, -1)
     )
 
 
 def _factor_words(factor: float, truth: np.ndarray) -> str:
+    """Returns how many times too large or too small, and what the number may be."""
+    word = "large" if factor > 1 else "small"
+    times = factor if factor > 1 else 1 / factor
     for size in sorted({truth.size, *truth.shape} - {0, 1}):
-        for known, words in ((size, f"{size}"), (1 / size, f"1/{size}")):
-            if abs(factor / known - 1) < _FIT and known not in _FACTORS:
-                return f"{words} times too large (an axis or leaf size)"
+        if abs(times / size - 1) < _FIT and size not in _FACTORS:
+            return f"{size} times too {word} (the size of the leaf or of an axis)"
     for known, words in _FACTORS.items():
-        if abs(factor / known - 1) < _FIT:
-            return f"{words} times too large"
-    return f"{factor:.6g} times too large"
+        if abs(times / known - 1) < _FIT:
+            return f"{words} times too {word}"
+    return f"{times:.6g} times too {word}"
 
 
 def _conjugate(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:

@@ -16,9 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 
-# Lifted programs run for a moment: optimising their machine code costs more than it
-# saves. Matrix products call a library and are as fast either way.
-_QUICK = {"xla_backend_optimization_level": 0}
+# A check runs each program a few times, so optimising machine code costs more than it
+# saves; matrix products call a library and are as fast either way. The second option is
+# gone from jax 0.12, hence a list: the first set that the installed JAX takes is used.
+_QUICK: list[dict[str, Any]] = [
+    {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+    {"xla_backend_optimization_level": 0},
+    {},
+]
 _KEPT_PROGRAMS = 128
 
 
@@ -61,12 +66,10 @@ class Compiled:
         function: Callable[..., Any],
         arguments: Sequence[Any],
         settings: Callable[[], contextlib.AbstractContextManager[None]],
-        options: dict[str, Any] | None = None,
     ):
         self._settings = settings
         with settings():
             self._lowered: Any = jax.jit(function).lower(*arguments)
-        self._options = options or {}
         self._lock = threading.Lock()
         self._executable: Any = None
 
@@ -81,7 +84,7 @@ class Compiled:
         """Compiles now, if that has not happened yet; other threads may do the same."""
         with self._lock:
             if self._executable is None:
-                self._executable = self._lowered.compile(self._options)
+                self._executable = _compile_quickly(self._lowered)
                 self._lowered = None
         return self
 
@@ -90,6 +93,18 @@ class Compiled:
         self.compile()
         with self._settings():
             return self._executable(*arguments)
+
+
+def _compile_quickly(lowered: Any) -> Any:
+    """Compiles with the fewest optimisations that the installed JAX can be asked for."""
+    while len(_QUICK) > 1:
+        try:
+            return lowered.compile(_QUICK[0])
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+            del _QUICK[0]
+    return lowered.compile()
 
 
 _programs: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
@@ -112,7 +127,7 @@ def cached(key: Hashable, make: Callable[[], Any]) -> Any:
 
 def lifted(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
     """Lowers a lifted program for the CPU."""
-    return Compiled(function, arguments, float64, _QUICK)
+    return Compiled(function, arguments, float64)
 
 
 def working(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:

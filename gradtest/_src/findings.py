@@ -67,9 +67,11 @@ class Approximation:
       lifted: Relative gap of the program as traced in its working dtype.
       retraced: The same of the program traced anew with float64 inputs.
       literals: What rounding the program's half-precision constants can do.
+      seen: The smallest relative error of the rule that would have been seen.
     """
 
     lifted: float
+    seen: float
     retraced: float | None = None
     literals: float | None = None
 
@@ -161,8 +163,14 @@ class Report:
     @property
     def smallest_seen(self) -> float:
         """The smallest relative error that would have been seen in every leaf."""
-        return max((f.allowed for f in self.findings if f.gap is Gap.FORMULA),
-                   default=float("nan"))  # fmt: skip
+        return max(
+            (
+                f.approximation.seen if f.approximation else f.allowed
+                for f in self.findings
+                if f.gap is Gap.FORMULA
+            ),
+            default=float("nan"),
+        )
 
     def leaf(self, name: str) -> Finding:
         """Returns the gravest finding on the leaf of this name.

@@ -89,9 +89,7 @@ def _judge_outputs(
                         diagnose.KINK)  # fmt: skip
     allowed = _allowed(case, slope)
     scale = norm_all(slope.outputs)
-    for output, c, m in zip(
-        case.program.outputs, claimed, slope.outputs, strict=True
-    ):
+    for output, c, m in zip(case.program.outputs, claimed, slope.outputs, strict=True):
         gap = leaf_gap(c, m, rtol=allowed, floor=max(1e-9 * scale, 3 * slope.error))
         if norm(c - m) > gap.allowed * max(norm(m), 1e-300) + 3 * slope.error:
             cause = diagnose.leaf_cause([c], [m], 0, case.rtol)

@@ -33,7 +33,11 @@ CALLS = frozenset(
 FOREIGN = frozenset({"ffi_call", "pure_callback", "io_callback", "custom_call"})
 WITH_SCALAR_PROGRAM = frozenset(
     {"scatter", "reduce", "reduce_window", "select_and_scatter"}
-    | {f"scatter{sep}{op}" for sep in "-_" for op in ("add", "sub", "mul", "min", "max")}
+    | {
+        f"scatter{sep}{op}"
+        for sep in "-_"
+        for op in ("add", "sub", "mul", "min", "max")
+    }
 )
 # A forward-mode trace leaves this where a `custom_vjp` has no forward rule.
 NO_FORWARD_RULE = "custom_lin"
@@ -59,12 +63,19 @@ def open_body(jaxpr: Jaxpr) -> Body:
     constvars = list(inner.constvars)
     # Constants without a value are handed over as the first arguments.
     extra, constvars = constvars[len(consts) :], constvars[: len(consts)]
-    return Body(constvars, consts, extra + list(inner.invars), inner.eqns, inner.outvars)
+    return Body(
+        constvars, consts, extra + list(inner.invars), inner.eqns, inner.outvars
+    )
 
 
 def is_program(value: object) -> bool:
     """Whether a parameter of an equation is itself a program."""
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+def has_side_effects(eqn: Eqn) -> bool:
+    """Whether an equation does more than compute; to read an axis name is no effect."""
+    return any(type(effect).__name__ != "NamedAxisEffect" for effect in eqn.effects)
 
 
 def programs_in(value: object) -> Iterator[Jaxpr]:

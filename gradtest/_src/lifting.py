@@ -155,7 +155,7 @@ class Evaluator:
         handler = HANDLERS.get(eqn.primitive.name)
         if handler is not None:
             return handler(self, eqn, operands)
-        if eqn.effects or any(True for _ in jaxprs.subprograms(eqn)):
+        if jaxprs.has_side_effects(eqn) or any(True for _ in jaxprs.subprograms(eqn)):
             return self.in_own_precision(eqn, operands)
         if not self.wide:
             return jaxprs.bind(eqn, operands, eqn.params)

@@ -58,6 +58,12 @@ class Program:
         """Equal for programs of the same structure."""
         return self.order, len(self.inputs.moving), jaxprs.structure_key(self.jaxpr)
 
+    @functools.cached_property
+    def has_rules(self) -> bool:
+        """Whether a hand-written derivative of any kind is in the program."""
+        held = jaxprs.CUSTOM_RULES | {jaxprs.LINEAR_SOLVE}
+        return not held.isdisjoint(jaxprs.primitives(self.jaxpr))
+
     @property
     def is_scalar(self) -> bool:
         """Whether the function returns one real number."""
@@ -240,6 +246,7 @@ class Claim:
       variant: Whether `call` runs under a variant of the user's.
       devices: Length of the leading axis of devices that every result has; 0 where
         there is none.
+      is_autodiff: Whether JAX made it, not a hand-written function.
     """
 
     mode: str
@@ -248,11 +255,12 @@ class Claim:
     has_value: bool = True
     variant: bool = False
     devices: int = 0
+    is_autodiff: bool = False
 
     @functools.cached_property
     def key(self) -> Hashable:
         """Equal for claims of the same structure."""
-        return self.mode, self.has_value, jaxprs.structure_key(self.jaxpr)
+        return self.mode, self.is_autodiff, jaxprs.structure_key(self.jaxpr)
 
 
 def reverse_claim(
@@ -335,7 +343,7 @@ def _claim(
                 f"`variant` must return the results of the function it is given, with "
                 f"or without an axis of devices: wanted shapes {shapes}, got {found}."
             )
-    return Claim(mode, jaxpr, run, has_value, variant is not None, devices)
+    return Claim(mode, jaxpr, run, has_value, variant is not None, devices, has_value)
 
 
 def output_seed(program: Program) -> Values:
@@ -431,4 +439,3 @@ def _match_leaf(leaf: Leaf, value: Any, label: str) -> Any:
             f"{leaf.name}, got {dtype} in {label}."
         )
     return jnp.asarray(value)
-

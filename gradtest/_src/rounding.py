@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from gradtest._src import diagnose
-from gradtest._src.case import Case, norm
+from gradtest._src.case import NOISE_FLOOR, Case, norm
 from gradtest._src.findings import Finding, Gap, Verdict
 from gradtest._src.program import Values
 
@@ -27,17 +27,23 @@ def judge_rounding(
     case: Case, findings: list[Finding], rounding_rtol: float | None
 ) -> list[Finding]:
     """Completes the findings on leaves whose formula passed with their rounding gap."""
-    values, worked = case.bench.read_working(case.point)
+    lifted = case.readings.claimed
+    values, worked = case.bench.read_working(case.point, lifted)
     if values is not None and not all(np.isfinite(v).all() for v in values):
         note = "the value is not finite in working precision: rounding was not judged"
         return [_noted(finding, note) for finding in findings]
-    lifted = case.readings.claimed
     gaps = [_gap(w, c) for w, c in zip(worked, lifted, strict=True)]
     allowed = _floors(case, lifted, rounding_rtol)
     if any(gap > limit for gap, limit in zip(gaps, allowed, strict=True)):
         allowed = _measured_allowance(case, lifted, allowed)
+    largest = float(np.max(case.contributions(lifted), initial=0.0))
+    units = [
+        # The rounding of a gradient that cancels is told beside the other leaves.
+        norm(c) if norm(c) * size > NOISE_FLOOR * largest else largest / size
+        for c, size in zip(lifted, case.sizes, strict=True)
+    ]
     return [
-        _judge(finding, worked[i], norm(lifted[i]), gaps[i], allowed[i])
+        _judge(finding, worked[i], units[i], gaps[i], allowed[i])
         for i, finding in enumerate(findings)
     ]
 
@@ -61,9 +67,7 @@ def _floors(case: Case, lifted: Values, rounding_rtol: float | None) -> list[flo
     ]
 
 
-def _measured_allowance(
-    case: Case, lifted: Values, floors: list[float]
-) -> list[float]:
+def _measured_allowance(case: Case, lifted: Values, floors: list[float]) -> list[float]:
     """Widens the floors by what the rule-free derivative itself loses."""
     plain = case.bench.read_working_exact(case.point)
     exact = case.readings.exact

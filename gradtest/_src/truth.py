@@ -47,6 +47,23 @@ class Readings:
     stops: Any
 
 
+def shares_exact(program: Program, claim: Claim) -> bool:
+    """Whether the claim is itself the rule-free derivative: nothing is hand-written.
+
+    Not where its constants are rounded to half precision, which exact's are not.
+    """
+    narrow = any(
+        jnp.finfo(item.dtype).bits < 32
+        for item in (*program.inputs.moving, *program.outputs)
+    )
+    return (
+        claim.is_autodiff
+        and not program.has_rules
+        and not narrow
+        and not jaxprs.half_literals(claim.jaxpr)
+    )
+
+
 class _Kit:
     """The compiled programs of one structure; independent of values and constants."""
 
@@ -79,6 +96,7 @@ class _Kit:
     def _functions(
         self, program: Program, claim: Claim, forward: Claim | None
     ) -> tuple[Any, Any, Any]:
+        shares = shares_exact(program, claim)
         solver_only = frozenset(jaxprs.solver_only_stops(program.jaxpr))
         audit = None
         if jaxprs.LINEAR_SOLVE in jaxprs.primitives(claim.jaxpr):
@@ -89,9 +107,7 @@ class _Kit:
             hoisted = {
                 id(const): value for const, value in zip(constants, values, strict=True)
             }
-            return Evaluator(
-                hoisted=hoisted, solver_only=solver_only, **settings
-            )
+            return Evaluator(hoisted=hoisted, solver_only=solver_only, **settings)
 
         def base(
             moving: Any, held: Any, seed: Any, tangents: Any, consts: Any
@@ -99,10 +115,11 @@ class _Kit:
             claimed_run = evaluator(consts, solver_audit=audit, islands=self.islands)
             claimed = claimed_run(claim.jaxpr, [*moving, *held, *seed])
             values, exact, stops = self._exact(
-                program, claim.mode,
+                program,
+                None if shares else claim.mode,
                 lambda stops: evaluator(consts, stops=stops, islands=self.islands),
                 (moving, held, seed),
-            )  # fmt: skip
+            )
             slopes = None
             if forward:
                 run = evaluator(consts, islands=self.islands)
@@ -130,19 +147,20 @@ class _Kit:
         return base, moved, working
 
     def _exact(
-        self, program: Program, mode: str, evaluator: Any, at: Any
+        self, program: Program, mode: str | None, evaluator: Any, at: Any
     ) -> tuple[Values, Values | None, list[Any]]:
         """Returns values, rule-free derivative or None, and the stopped values."""
         moving, held, seed = at
         recorder = Recorder()
+        if mode is None:
+            values = program.mathematics(evaluator(recorder), moving, held)
+            return values, None, recorder.values
         try:
             run = evaluator(recorder)
             if mode == "fwd":
                 values, exact = _pushforward(program, run, moving, held, seed)
             else:
-                values, exact = derivative(
-                    program.mathematics, run, moving, held, seed
-                )
+                values, exact = derivative(program.mathematics, run, moving, held, seed)
             return values, exact, recorder.values
         except Exception as error:  # whatever differentiating a program may raise
             self.why_no_exact = str(error).strip().splitlines()[0]
@@ -240,6 +258,7 @@ class Bench:
           forward: The forward-mode derivative, to be read beside a reverse-mode claim.
           works: Whether the claim is also run in working precision.
         """
+        works = works and not claim.variant
         self.program = program
         self.claim = claim
         self.forward = forward
@@ -309,14 +328,24 @@ class Bench:
         results = self._kit.base(at.moving, at.held, seeds, along, at.consts)
         stops = results.pop("stops")  # on the device: only `line` needs them
         found = execution.to_host(results)
-        count = len(self.program.outputs)
-        claimed, residual = found["claimed"], found["residual"]
+        count = len(self.program.outputs) if self.claim.has_value else 0
+        values, claimed = found["claimed"][:count], found["claimed"][count:]
+        if self.claim.devices:
+            values = _farthest(values, found["values"])
+            claimed = _farthest(claimed, found["exact"])
+        exact = found["exact"]
+        if shares_exact(self.program, self.claim):
+            exact = claimed
+        slopes = found["slopes"] and found["slopes"][len(self.program.outputs) :]
+        if slopes and self.forward and self.forward.devices:
+            slopes = _farthest(slopes, None)
+        residual = found["residual"]
         return Readings(
             found["values"],
-            claimed[:count] if self.claim.has_value else None,
-            claimed[count:] if self.claim.has_value else claimed,
-            found["exact"],
-            found["slopes"] and found["slopes"][count:],
+            values if self.claim.has_value else None,
+            claimed,
+            exact,
+            slopes,
             np.zeros(4) if residual is None else residual,
             stops,
         )
@@ -328,22 +357,31 @@ class Bench:
 
         def values(t: float) -> Values:
             return execution.to_host(
-                self._kit.moved(
-                    moving, at.held, along, np.float64(t), stops, at.consts
-                )
+                self._kit.moved(moving, at.held, along, np.float64(t), stops, at.consts)
             )
 
         return values
 
-    def read_working(self, point: Point) -> tuple[Values | None, Values]:
-        """Returns values and derivative as the program computes them by itself."""
-        results = execution.to_host(
-            self._kit.working(*self._arguments(point).working)
-        )
-        count = len(self.program.outputs)
-        if self.claim.has_value:
-            return results[:count], results[count:]
-        return None, results
+    def read_working(
+        self, point: Point, reference: Values
+    ) -> tuple[Values | None, Values]:
+        """Returns values and derivative as the program computes them by itself.
+
+        Under a variant the variant runs; of several devices' results the one farthest
+        from `reference` (the lifted derivative) is returned.
+        """
+        moving, held, seed, consts = self._arguments(point).working
+        if self.claim.variant:
+            with execution.working_precision():
+                results = execution.to_host(self.claim.call(moving, held, seed))
+        else:
+            results = execution.to_host(self._kit.working(moving, held, seed, consts))
+        count = len(self.program.outputs) if self.claim.has_value else 0
+        values, found = results[:count], results[count:]
+        if self.claim.devices:
+            values = [value[0] for value in values]
+            found = _farthest(found, reference)
+        return (values if self.claim.has_value else None), found
 
     def read_working_exact(self, point: Point) -> Values | None:
         """Returns the rule-free derivative in working precision, or None."""
@@ -368,6 +406,19 @@ class Bench:
 
         key = ("working exact", self._key)
         return execution.to_host(execution.cached(key, lower)(*arguments))
+
+
+def _farthest(by_device: Values, reference: Values | None) -> Values:
+    """Returns each array's row that lies farthest from the reference.
+
+    Without a reference, the row that lies farthest from the first device's.
+    """
+    picked = []
+    for i, rows in enumerate(by_device):
+        truth = rows[0] if reference is None else reference[i]
+        gaps = np.abs(rows - truth).reshape(len(rows), -1).sum(axis=1)
+        picked.append(rows[int(np.argmax(np.where(np.isnan(gaps), np.inf, gaps)))])
+    return picked
 
 
 def _is_plain(value: Any) -> bool:
