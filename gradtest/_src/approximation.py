@@ -24,7 +24,7 @@ from gradtest._src.findings import Approximation, Finding, Gap, Verdict
 from gradtest._src.lifting import Evaluator
 from gradtest._src.program import Values, derivative
 
-_MOST_LITERALS = 256
+_MOST_CONSTANTS = 64
 
 Judge = Callable[[Case], list[Finding]]
 
@@ -51,11 +51,15 @@ def explain_gaps(case: Case, findings: list[Finding], judge: Judge) -> list[Find
         judged = judge(case.retraced)
         for i in open_gaps:
             if judged[i].verdict is Verdict.PASS:
-                found[i] = _passed(found[i], bound, judged[i].allowed,
-                                   retraced=judged[i].size)  # fmt: skip
+                found[i] = _passed(
+                    found[i], bound, judged[i].allowed, retraced=judged[i].size
+                )
+            elif judged[i].verdict is Verdict.FAIL:
+                found[i] = _traced_anew(found[i], judged[i])
     still_open = [i for i in open_gaps if found[i].verdict is Verdict.FAIL]
     if still_open and case.claim.mode == "rev":
-        reach = literal_reach(case) or [0.0]
+        # Constants that a float64 trace does not round are no excuse.
+        reach = literal_reach(case.retraced or case) or [0.0]
         for i in still_open:
             # Along a tangent every leaf's constants play a part.
             part = reach[i] if found[i].mode == "rev" else max(reach)
@@ -63,6 +67,14 @@ def explain_gaps(case: Case, findings: list[Finding], judge: Judge) -> list[Find
             if part and found[i].size <= allowed:
                 found[i] = _passed(found[i], allowed, allowed, literals=part)
     return found
+
+
+def _traced_anew(finding: Finding, judged: Finding) -> Finding:
+    """Tells a failure by the numbers without the rounding of constants in them."""
+    note = f"as computed for {finding.dtype} the gap is {finding.size:.3g}"
+    return dataclasses.replace(
+        judged, dtype=finding.dtype, notes=(*judged.notes, "traced in float64", note)
+    )
 
 
 def _passed(
@@ -81,8 +93,9 @@ def _passed(
 def literal_reach(case: Case) -> list[float] | None:
     """Returns, for each leaf, what rounding half-precision literals can change.
 
-    Each literal of the claim and of the program is moved by half a unit in its last
-    place; the changes of claim and of exact derivative add up as independent errors.
+    Each value that such literals of claim and program have is moved by half a unit in
+    its last place, wherever it stands: it is one constant, rounded once. The changes of
+    the gap between claim and exact derivative add up as independent errors.
 
     Returns:
       Changes relative to the norm of the claim; None where there is no such literal.
@@ -91,39 +104,46 @@ def literal_reach(case: Case) -> list[float] | None:
         return None
     claim_literals = jaxprs.half_literals(case.claim.jaxpr)
     program_literals = jaxprs.half_literals(case.program.jaxpr)
-    literals = [*claim_literals, *program_literals][:_MOST_LITERALS]
-    if not literals:
+    literals = [*claim_literals, *program_literals]
+    constants = sorted({_constant(literal) for literal in literals})[:_MOST_CONSTANTS]
+    if not constants:
         return None
-    moved = _moved_literals(case, literals)
+    moved = _moved_constants(case, literals, constants)
     total = np.zeros(len(case.leaves))
-    start = moved(np.zeros(len(literals)))
-    for shift in np.eye(len(literals)):
+    start = moved(np.zeros(len(constants)))
+    for shift in np.eye(len(constants)):
         change = [norm(m - s) for m, s in zip(moved(shift), start, strict=True)]
         total += np.square(change)
     scales = [norm(c) for c in case.readings.claimed]
-    return [float(t**0.5 / s) if s else 0.0
-            for t, s in zip(total, scales, strict=True)]  # fmt: skip
+    return [float(t**0.5 / s) if s else 0.0 for t, s in zip(total, scales, strict=True)]
 
 
-def _moved_literals(case: Case, literals: list[Any]) -> Any:
-    """Returns the difference of claim and exact as a function of literal shifts."""
-    ulps = [float(jnp.finfo(literal.aval.dtype).eps) / 2 for literal in literals]
-    values = [np.float64(np.asarray(literal.val)) for literal in literals]
+def _constant(literal: Any) -> tuple[float, str]:
+    """Returns a literal's value and dtype: equal ones are one constant."""
+    return float(np.asarray(literal.val)), str(literal.aval.dtype)
+
+
+def _moved_constants(
+    case: Case, literals: list[Any], constants: list[tuple[float, str]]
+) -> Any:
+    """Returns the difference of claim and exact as a function of constants' shifts."""
+    places = {constant: k for k, constant in enumerate(constants)}
 
     def difference(moving: Any, held: Any, seed: Any, shifts: Any) -> Values:
-        table = {
-            id(literal): value * (1 + shifts[k] * ulp)
-            for k, (literal, value, ulp) in enumerate(
-                zip(literals, values, ulps, strict=True)
-            )
-        }
+        table = {}
+        for literal in literals:
+            value, dtype = _constant(literal)
+            place = places.get((value, dtype))
+            if place is not None:
+                half_ulp = float(jnp.finfo(dtype).eps) / 2
+                table[id(literal)] = value * (1 + shifts[place] * half_ulp)
         claimed = Evaluator(literals=table)(case.claim.jaxpr, [*moving, *held, *seed])
-        claimed = claimed[-len(moving) :]
         exact = derivative(
             case.program.mathematics, Evaluator(literals=table), moving, held, seed
         )[1]
-        return [c - e for c, e in zip(claimed, exact, strict=True)]
+        return [c - e for c, e in zip(claimed[-len(moving) :], exact, strict=True)]
 
     arguments = case.bench.lifted_arguments(case.point)
-    compiled = execution.lifted(difference, [*arguments, np.zeros(len(literals))])
+    shifts = np.zeros(len(constants))
+    compiled = execution.lifted(difference, [*arguments, shifts])
     return lambda shifts: execution.to_host(compiled(*arguments, shifts))

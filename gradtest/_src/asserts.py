@@ -83,16 +83,25 @@ def assert_grad_matches(
       'PASS'
     """
     messages = MessageOptions(
-        custom_message, custom_message_format_vars, include_default_message,
+        custom_message,
+        custom_message_format_vars,
+        include_default_message,
         exception_type,
-    )  # fmt: skip
+    )
     options = Options(
-        argnums=argnums, has_aux=has_aux, trials=trials, key=key, rtol=rtol,
-        rounding_rtol=rounding_rtol, exclude=exclude, variant=variant,
-    )  # fmt: skip
+        argnums=argnums,
+        has_aux=has_aux,
+        trials=trials,
+        key=key,
+        rtol=rtol,
+        rounding_rtol=rounding_rtol,
+        exclude=exclude,
+        variant=variant,
+    )
     claiming = _check.hand_written_claims(grad_fn, options)
-    return _assert("assert_grad_matches", fn, args, claiming, options, inconclusive,
-                   messages)  # fmt: skip
+    return _assert(
+        "assert_grad_matches", fn, args, claiming, options, inconclusive, messages
+    )
 
 
 def assert_autodiff_matches(
@@ -114,7 +123,7 @@ def assert_autodiff_matches(
     include_default_message: bool = True,
     exception_type: type[Exception] | None = None,
 ) -> Report:
-    """Asserts that what JAX differentiates, custom rules included, is `fn`'s derivative.
+    """Asserts that JAX's derivative of `fn`, custom rules included, is the right one.
 
     Args:
       fn: A function of trees, differentiable by JAX; may return any tree of arrays.
@@ -153,17 +162,27 @@ def assert_autodiff_matches(
       ('rev', 'fwd')
     """
     messages = MessageOptions(
-        custom_message, custom_message_format_vars, include_default_message,
+        custom_message,
+        custom_message_format_vars,
+        include_default_message,
         exception_type,
-    )  # fmt: skip
+    )
     options = Options(
-        argnums=argnums, has_aux=has_aux, trials=trials, key=key, order=order,
-        modes=modes, rtol=rtol, rounding_rtol=rounding_rtol, exclude=exclude,
+        argnums=argnums,
+        has_aux=has_aux,
+        trials=trials,
+        key=key,
+        order=order,
+        modes=modes,
+        rtol=rtol,
+        rounding_rtol=rounding_rtol,
+        exclude=exclude,
         variant=variant,
-    )  # fmt: skip
+    )
     claiming = _check.autodiff_claims(options)
-    return _assert("assert_autodiff_matches", fn, args, claiming, options,
-                   inconclusive, messages)  # fmt: skip
+    return _assert(
+        "assert_autodiff_matches", fn, args, claiming, options, inconclusive, messages
+    )
 
 
 def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
@@ -209,8 +228,9 @@ def _assert(
         )
     if variants.asserts_are_disabled():
         subject = getattr(fn, "__name__", type(fn).__name__)
-        return Report(name, subject, Verdict.NOT_CHECKED,
-                      key=seeding.describe(options.key))  # fmt: skip
+        return Report(
+            name, subject, Verdict.NOT_CHECKED, key=seeding.describe(options.key)
+        )
     report = _check.Check(fn, args, claiming, options).report(name)
     return settle(name, report, inconclusive, messages)
 

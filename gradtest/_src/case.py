@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import differences, seeding
+from gradtest._src.claims import Claim
 from gradtest._src.differences import Slope
 from gradtest._src.inputs import Leaf, Point
-from gradtest._src.program import Claim, Program, Values
 from gradtest._src.lifting import widen
+from gradtest._src.program import Program, Values
 from gradtest._src.truth import Bench, Readings
 
 # Leaves whose expected contributions lie within this factor share a direction.
@@ -68,10 +69,13 @@ class Case:
         if self.program.is_scalar:
             return [np.ones((), dtype=self.program.outputs[0].dtype)]
         return [
-            _normal(seeding.generator(self.key, "cotangent", self.trial, i), out.shape,
-                    out.dtype)
+            _normal(
+                seeding.generator(self.key, "cotangent", self.trial, i),
+                out.shape,
+                out.dtype,
+            )
             for i, out in enumerate(self.program.outputs)
-        ]  # fmt: skip
+        ]
 
     @functools.cached_property
     def retraced(self) -> Case | None:
@@ -89,10 +93,15 @@ class Case:
         if self.claim.mode == "rev":
             return [widen(value) for value in self.seed]
         return [
-            widen(_normal(seeding.generator(self.key, "cotangent", self.trial, i),
-                          out.shape, out.dtype))
+            widen(
+                _normal(
+                    seeding.generator(self.key, "cotangent", self.trial, i),
+                    out.shape,
+                    out.dtype,
+                )
+            )
             for i, out in enumerate(self.program.outputs)
-        ]  # fmt: skip
+        ]
 
     @functools.cached_property
     def readings(self) -> Readings:
@@ -108,8 +117,9 @@ class Case:
     @functools.cached_property
     def working_eps(self) -> float:
         """Spacing of the coarsest dtype among the leaves and the outputs."""
-        typed = (*self.leaves, *self.program.outputs)
-        return max(float(jnp.finfo(item.dtype).eps) for item in typed)
+        dtypes = [leaf.dtype for leaf in self.leaves]
+        dtypes += [out.dtype for out in self.program.outputs]
+        return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
     @property
     def noise(self) -> float:
@@ -145,14 +155,22 @@ class Case:
         generator = seeding.generator(self.key, purpose, self.trial, leaf.name)
         return _normal(generator, leaf.shape, leaf.dtype)
 
-    def measure(self, directions: Mapping[int, np.ndarray], scale: float) -> Slope:
-        """Measures the slope along directions of some leaves, the others at rest."""
+    def measure(
+        self, directions: Mapping[int, np.ndarray], scale: float, *, overrun: int = 0
+    ) -> Slope:
+        """Measures the slope along directions of some leaves, the others at rest.
+
+        Args:
+          directions: Tangents by leaf.
+          scale: The size that the slope is expected to have.
+          overrun: How many steps each `while` loop goes on after it has ended.
+        """
         along = [
             directions.get(i, np.zeros(leaf.shape, _wide(leaf.dtype)))
             for i, leaf in enumerate(self.leaves)
         ]
         return differences.measure_slope(
-            self.bench.line(self.point, self.readings.stops, along),
+            self.bench.line(self.point, self.readings.stops, along, overrun=overrun),
             self.weights,
             scale=scale,
             base=self.readings.values,

@@ -9,13 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradtest._src import claims as _claims
 from gradtest._src import forward, program, seeding, variants
 from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
-from gradtest._src.compare import judge_formula, solver_findings, value_findings
+from gradtest._src.claims import Claim
+from gradtest._src.compare import judge_formula
 from gradtest._src.findings import Finding, Report, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, read_inputs
-from gradtest._src.program import Claim, Program
+from gradtest._src.primal import solver_findings, value_findings
+from gradtest._src.program import Program
 from gradtest._src.rounding import judge_rounding
 
 MODES = ("rev", "fwd")
@@ -49,7 +52,7 @@ class Options:
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}.")
         wrong = set(self.modes or ()) - set(MODES)
-        if wrong or self.modes is not None and not self.modes:
+        if wrong or (self.modes is not None and not self.modes):
             raise ValueError(
                 f"`modes` must be None or name some of {MODES}, got {self.modes!r}."
             )
@@ -82,8 +85,8 @@ def autodiff_claims(options: Options) -> Claiming:
         found: dict[str, Claim | None] = {"rev": None, "fwd": None}
         unsupported = []
         for mode, trace in (
-            ("rev", program.reverse_claim),
-            ("fwd", program.forward_claim),
+            ("rev", _claims.reverse_claim),
+            ("fwd", _claims.forward_claim),
         ):
             if options.modes is not None and mode not in options.modes:
                 continue
@@ -122,7 +125,7 @@ def hand_written_claims(grad_fn: Callable[..., Any], options: Options) -> Claimi
                 f"{described}; use assert_autodiff_matches for other functions."
             )
         argnums = options.argnums if options.argnums is not None else 0
-        claim = program.hand_written_claim(
+        claim = _claims.hand_written_claim(
             traced, point, grad_fn, argnums, options.variant
         )
         return Claims(claim, None)
@@ -272,7 +275,8 @@ class Check:
 
     def report(self, assertion: str) -> Report:
         """Runs the check."""
-        findings = self.findings()
+        with np.errstate(all="ignore"):  # NaN and inf are judged, not warned about
+            findings = self.findings()
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         unchecked = [f"{leaf} (excluded)" for leaf in self.inputs.unchecked]
         if self._claims[0].reverse is None:

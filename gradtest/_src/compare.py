@@ -8,95 +8,19 @@ two is right.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
-from gradtest._src.case import NOISE_FLOOR, Case, norm, pair, pair_all
+from gradtest._src.case import Case, pair, pair_all
 from gradtest._src.differences import Slope
-from gradtest._src.findings import Entry, Finding, Gap, Verdict
+from gradtest._src.findings import Entry, Finding, Verdict
+from gradtest._src.gaps import LeafGap, as_number, leaf_gap
 from gradtest._src.locate import locate_entry, measured_gradient
-from gradtest._src.solvers import SolveKind
+from gradtest._src.primal import value_trouble
 
 # Where error estimates hide more than this part of a slope, nothing is concluded.
 _SWAMPED = 0.05
 _ENTRIES_PROBED = 6
-# A solver's residual: rounding explains this much for a direct one ...
-_DIRECT_RESIDUAL = 1e-6
-# ... and this much, its square root in float32, is a usual tolerance to iterate to.
-_ITERATIVE_RESIDUAL = 3.5e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafGap:
-    """The difference of two gradients of one leaf.
-
-    Attributes:
-      size: Norm of the difference relative to the truth's norm; infinite where a true
-        gradient of zero is claimed to be something else.
-      allowed: What is allowed of it, relative to the same.
-      disputed: Which entries, or all of them together, exceed the allowance.
-      entry: Where the two differ most.
-      is_silent: The true gradient is zero but for rounding; `size` and `allowed` are
-        then relative to the largest contribution of all leaves.
-    """
-
-    size: float
-    allowed: float
-    disputed: np.ndarray
-    entry: Entry | None
-    is_silent: bool = False
-
-    @property
-    def is_exceeded(self) -> bool:
-        """Whether the two differ by more than is allowed, as a whole or anywhere."""
-        return bool(self.disputed.any())
-
-
-def leaf_gap(
-    claimed: np.ndarray, truth: np.ndarray, *, rtol: float, floor: float
-) -> LeafGap:
-    """Compares two gradients of one leaf, norm-wise and entry by entry.
-
-    Args:
-      claimed: The gradient under test.
-      truth: What it should be, of the same shape.
-      rtol: Allowed relative difference; never scaled by the size of the array.
-      floor: Norm below which a difference is noise.
-    """
-    difference = np.abs(claimed - truth)
-    size, scale = norm(difference), norm(truth)
-    count = max(truth.size, 1)
-    allowed = rtol * scale + floor
-    per_entry = 100 * rtol * np.abs(truth) + allowed / count**0.5
-    disputed = difference > per_entry
-    if size > allowed and not disputed.any():
-        disputed = difference >= difference.max()
-    is_silent = scale <= floor
-    unit = floor / NOISE_FLOOR if is_silent else scale
-    return LeafGap(
-        float(size / unit) if unit else (np.inf if size else 0.0),
-        float(allowed / unit) if unit else rtol,
-        disputed,
-        _worst_entry(claimed, truth, difference),
-        is_silent,
-    )
-
-
-def _worst_entry(
-    claimed: np.ndarray, truth: np.ndarray, difference: np.ndarray
-) -> Entry | None:
-    if not difference.size:
-        return None
-    ranked = np.where(np.isfinite(difference), difference, np.inf)
-    index = np.unravel_index(int(np.argmax(ranked)), difference.shape)
-    place = tuple(int(i) for i in index)
-    return Entry(place, _number(claimed[place]), _number(truth[place]))
-
-
-def _number(value: np.generic) -> complex:
-    return complex(value) if np.iscomplexobj(value) else float(value)
 
 
 def judge_formula(case: Case) -> list[Finding]:
@@ -121,8 +45,10 @@ class FormulaJudge:
         case = self.case
         trouble = value_trouble(case)
         if trouble:
-            return [self._finding(i, Verdict.INCONCLUSIVE, cause=trouble)
-                    for i in range(len(case.leaves))]  # fmt: skip
+            return [
+                self._finding(i, Verdict.INCONCLUSIVE, cause=trouble)
+                for i in range(len(case.leaves))
+            ]
         broken = {i for i, c in enumerate(self.claimed) if not np.isfinite(c).all()}
         found = {i: self._not_finite(i) for i in broken}
         if broken:
@@ -144,8 +70,9 @@ class FormulaJudge:
         }
         suspects = [i for i, gap in gaps.items() if gap.is_exceeded]
         found = {i: self._judge_suspect(i, gaps[i]) for i in suspects}
-        trusted = [c if i in suspects else r for i, (c, r) in
-                   enumerate(zip(self.claimed, self.reference, strict=True))]  # fmt: skip
+        trusted = list(self.reference)
+        for i in suspects:
+            trusted[i] = self.claimed[i]
         rest = [i for i in gaps if i not in found]
         found |= self._confirm(rest, gaps, trusted)
         return found
@@ -174,9 +101,12 @@ class FormulaJudge:
                 allowed = max(gaps[i].allowed, error if self.exact is None else 0.0)
                 silent = (_SILENT_NOTE,) if gaps[i].is_silent else ()
                 found[i] = self._finding(
-                    i, Verdict.PASS, size=gaps[i].size, allowed=allowed,
+                    i,
+                    Verdict.PASS,
+                    size=gaps[i].size,
+                    allowed=allowed,
                     notes=notes + silent,
-                )  # fmt: skip
+                )
         return found
 
     def _confirm_bucket(
@@ -206,8 +136,10 @@ class FormulaJudge:
     def _least_scale(self) -> float:
         """The smallest slope worth seeing, where the gradient is zero."""
         values = self.case.readings.values
-        total = sum(float(np.abs(v * w).sum()) for v, w in
-                    zip(values, self.case.weights, strict=True))  # fmt: skip
+        total = sum(
+            float(np.abs(v * w).sum())
+            for v, w in zip(values, self.case.weights, strict=True)
+        )
         return 1e-6 * total
 
     # --- one leaf alone -------------------------------------------------------------
@@ -215,8 +147,9 @@ class FormulaJudge:
     def _judge_leaf(self, i: int) -> Finding:
         """Measures one leaf along random directions against the claim."""
         case = self.case
-        contribution = float(case.contributions([np.nan_to_num(c) for c in
-                                                 self.claimed])[i])  # fmt: skip
+        contribution = float(
+            case.contributions([np.nan_to_num(c) for c in self.claimed])[i]
+        )
         worst: tuple[float, float] = (0.0, case.rtol)
         for k in range(2):
             direction = case.direction(i, f"leaf {k}")
@@ -226,28 +159,37 @@ class FormulaJudge:
             allowed = case.rtol * scale + 3 * slope.error
             gap = slope.distance(claimed)
             if gap > allowed:
-                return self._departs(i, slope, claimed, gap / scale, allowed / scale)
+                return self._departs(i, direction, slope, allowed)
             if scale and allowed > _SWAMPED * scale:
                 return self._finding(
-                    i, Verdict.INCONCLUSIVE, size=gap / scale, allowed=allowed / scale,
-                    judged_by="measured", cause=diagnose.noisy(slope, scale),
-                )  # fmt: skip
+                    i,
+                    Verdict.INCONCLUSIVE,
+                    size=gap / scale,
+                    allowed=allowed / scale,
+                    judged_by="measured",
+                    cause=diagnose.noisy(slope, scale),
+                )
             worst = max(worst, (gap / scale, allowed / scale) if scale else worst)
         return self._finding(
             i, Verdict.PASS, size=worst[0], allowed=worst[1], judged_by="measured"
         )
 
     def _departs(
-        self, i: int, slope: Slope, claimed: float, size: float, allowed: float
+        self, i: int, direction: np.ndarray, slope: Slope, allowed: float
     ) -> Finding:
         """The claim is off the measured slope: wrong, or the value is approximate."""
         case = self.case
-        gap = {"size": size, "allowed": allowed, "judged_by": "measured"}
-        agrees = self.exact is not None and not self._gap(i).is_exceeded
+        claimed = pair(self.claimed[i], direction)
+        distance = slope.distance(claimed)
+        unit = abs(slope.value) or abs(claimed)
+        gap = {
+            "size": distance / unit,
+            "allowed": allowed / unit,
+            "judged_by": "measured",
+        }
         if slope.is_kink:
             return self._finding(i, Verdict.INCONCLUSIVE, cause=diagnose.KINK, **gap)
-        loops = "while" in jaxprs.primitives(case.program.jaxpr)
-        if loops and (agrees or size < _SWAMPED):
+        if self._loop_explains(i, direction, slope, distance):
             return self._finding(
                 i, Verdict.INCONCLUSIVE, cause=diagnose.LOOSE_SOLVER, **gap
             )
@@ -261,13 +203,20 @@ class FormulaJudge:
             cause = diagnose.slope_cause(self.claimed[i], claimed, slope.value)
         return self._finding(i, Verdict.FAIL, cause=cause, entry=entry, **gap)
 
-    def _gap(self, i: int) -> LeafGap:
-        return leaf_gap(
-            self.claimed[i],
-            self.reference[i],
-            rtol=self.case.rtol,
-            floor=self.floors[i],
-        )
+    def _loop_explains(
+        self, i: int, direction: np.ndarray, slope: Slope, distance: float
+    ) -> bool:
+        """Whether loops that stop too early can be the reason of a gap.
+
+        Then the slope must move by a like amount when each loop takes one more step.
+        Where it moves out of all proportion, the loop does not converge but count.
+        """
+        case = self.case
+        if "while" not in jaxprs.primitives(case.program.jaxpr):
+            return False
+        further = case.measure({i: direction}, abs(slope.value), overrun=1)
+        change = abs(further.value - slope.value)
+        return not change < distance / 10 and not change > _SWAMPED * abs(slope.value)
 
     # --- claim and exact derivative in dispute --------------------------------------
 
@@ -275,8 +224,9 @@ class FormulaJudge:
         """Measures along the entries in dispute to learn which of the two is right."""
         case = self.case
         difference = self.claimed[i] - self.reference[i]
-        generator = seeding.generator(case.key, "dispute", case.trial,
-                                      case.leaves[i].name)  # fmt: skip
+        generator = seeding.generator(
+            case.key, "dispute", case.trial, case.leaves[i].name
+        )
         # Random sizes, and signs that set the two predictions as far apart as can be.
         sizes = case.sizes[i] * (0.5 + generator.random(difference.shape))
         safe = np.where(difference == 0, 1, np.abs(difference))
@@ -288,23 +238,27 @@ class FormulaJudge:
         tolerance = 3 * slope.error + _SWAMPED * separation
         if tolerance > separation / 2:
             return self._finding(
-                i, Verdict.INCONCLUSIVE, size=gap.size, allowed=gap.allowed,
-                entry=gap.entry, cause=diagnose.noisy(slope, separation),
-            )  # fmt: skip
+                i,
+                Verdict.INCONCLUSIVE,
+                size=gap.size,
+                allowed=gap.allowed,
+                entry=gap.entry,
+                cause=diagnose.noisy(slope, separation),
+            )
         if slope.distance(pair(self.reference[i], direction)) <= tolerance:
             return self._wrong(i, gap)
         if slope.distance(pair(self.claimed[i], direction)) <= tolerance:
             return self._judge_leaf(i)
-        claimed = pair(self.claimed[i], direction)
-        scale = max(separation, abs(slope.value))
-        return self._departs(
-            i, slope, claimed, slope.distance(claimed) / scale, tolerance / scale
-        )
+        return self._departs(i, direction, slope, tolerance)
 
     def _wrong(self, i: int, gap: LeafGap, **extra: object) -> Finding:
         cause = diagnose.leaf_cause(self.claimed, self.reference, i, self.case.rtol)
-        fields = {"size": gap.size, "allowed": gap.allowed, "entry": gap.entry,
-                  "cause": cause} | extra  # fmt: skip
+        fields = {
+            "size": gap.size,
+            "allowed": gap.allowed,
+            "entry": gap.entry,
+            "cause": cause,
+        } | extra
         return self._finding(i, Verdict.FAIL, **fields)
 
     def _judge_entries(self, i: int, gap: LeafGap) -> Finding:
@@ -348,13 +302,13 @@ class FormulaJudge:
     def _not_finite(self, i: int) -> Finding:
         claimed = self.claimed[i]
         index = tuple(int(n) for n in np.argwhere(~np.isfinite(claimed))[0])
-        truth = np.nan if self.exact is None else _number(self.exact[i][index])
+        truth = np.nan if self.exact is None else as_number(self.exact[i][index])
         return self._finding(
             i,
             Verdict.FAIL,
             size=np.inf,
             allowed=self.case.rtol,
-            entry=Entry(index, _number(claimed[index]), truth),
+            entry=Entry(index, as_number(claimed[index]), truth),
             cause=diagnose.not_finite(claimed),
         )
 
@@ -362,87 +316,16 @@ class FormulaJudge:
         case, leaf = self.case, self.case.leaves[i]
         judged_by = "measured" if self.exact is None else "exact"
         return Finding(
-            leaf.name, leaf.shape, np.dtype(leaf.dtype).name, verdict,
-            mode=case.claim.mode, order=case.program.order, trial=case.trial,
+            leaf.name,
+            leaf.shape,
+            np.dtype(leaf.dtype).name,
+            verdict,
+            mode=case.claim.mode,
+            order=case.program.order,
+            trial=case.trial,
             **({"judged_by": judged_by} | fields),  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
 
 
 _SILENT_NOTE = "zero but for rounding, and claimed so"
 _KINK_NOTE = "at a kink: values between the one-sided slopes are accepted"
-
-
-def value_trouble(case: Case) -> diagnose.Cause | None:
-    """Says why nothing can be differenced, where a value is not finite."""
-    for output, value in zip(case.program.outputs, case.readings.values, strict=True):
-        if not np.isfinite(value).all():
-            return diagnose.value_not_finite(output.name, value)
-    return None
-
-
-def value_findings(case: Case) -> list[Finding]:
-    """Compares the value that the claim's forward pass returns with the function's."""
-    readings = case.readings
-    if readings.claimed_values is None or value_trouble(case):
-        return []
-    found = []
-    for output, claimed, value in zip(
-        case.program.outputs, readings.claimed_values, readings.values, strict=True
-    ):
-        gap = leaf_gap(claimed, value, rtol=case.rtol, floor=1e-13 * norm(value))
-        wrong = gap.is_exceeded or not np.isfinite(claimed).all()
-        if not wrong:
-            continue
-        found.append(
-            Finding(
-                output.name,
-                output.shape,
-                np.dtype(output.dtype).name,
-                Verdict.FAIL,
-                Gap.VALUE,
-                case.claim.mode,
-                case.program.order,
-                case.trial,
-                gap.size,
-                gap.allowed,
-                entry=gap.entry,
-                cause=diagnose.FORWARD_VALUE,
-            )  # fmt: skip
-        )
-    return found
-
-
-def solver_findings(case: Case) -> list[Finding]:
-    """Judges the residuals that the program's linear solvers leave by themselves."""
-    residual = case.readings.residual
-    forward = max(residual[SolveKind.SOLVE_DIRECT], residual[SolveKind.SOLVE_ITERATIVE])
-    found = []
-    for kind in SolveKind:
-        transposed = kind in (SolveKind.TRANSPOSE_DIRECT,
-                              SolveKind.TRANSPOSE_ITERATIVE)  # fmt: skip
-        iterates = kind in (SolveKind.SOLVE_ITERATIVE, SolveKind.TRANSPOSE_ITERATIVE)
-        allowed = _ITERATIVE_RESIDUAL if iterates else _DIRECT_RESIDUAL
-        if transposed:
-            allowed = max(allowed, 10 * forward)
-        allowed = max(allowed, 64 * case.noise if case.bench.islands else 0.0)
-        if not residual[kind] > allowed:
-            continue
-        # A loose tolerance and a wrong forward solver look alike.
-        loose = kind is SolveKind.SOLVE_ITERATIVE
-        found.append(
-            Finding(
-                "transpose_solve" if transposed else "solve",
-                (),
-                "",
-                Verdict.INCONCLUSIVE if loose else Verdict.FAIL,
-                Gap.SOLVER,
-                case.claim.mode,
-                case.program.order,
-                case.trial,
-                float(residual[kind]),
-                float(allowed),
-                judged_by="residual",
-                cause=diagnose.solver_residual(transposed, loose),
-            )  # fmt: skip
-        )
-    return found

@@ -98,7 +98,7 @@ def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
     def any_alive(state: State) -> Any:
         return jnp.any(jnp.stack(alive(state)))
 
-    def body(state: State) -> State:
+    def step(state: State) -> State:
         carries, residual = state
         args = [
             [*point[first:last], *carry]
@@ -107,26 +107,34 @@ def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
         results, new_residual = _at_points(run, loop.body, args)
         if residual is not None:
             residual = jnp.maximum(residual, new_residual)
+        return results, residual
+
+    def body(state: State) -> State:
+        results, residual = step(state)
         if len(points) == 1:
             return results, residual
         # The point that is done waits for the other one.
         kept = [
-            [lax.select_n(going, old, new) if _is_array(new) else new
-             for old, new in zip(carry, result, strict=True)]
-            for going, carry, result in zip(alive(state), carries, results, strict=True)
-        ]  # fmt: skip
+            [_keep(going, old, new) for old, new in zip(carry, result, strict=True)]
+            for going, carry, result in zip(
+                alive(state), state[0], results, strict=True
+            )
+        ]
         return kept, residual
 
     start = ([point[last:] for point in points], run.fork().residual)
-    carries, residual = lax.while_loop(
+    end = lax.while_loop(
         any_alive if len(points) > 1 else lambda state: alive(state)[0], body, start
     )
+    for _ in range(run.overrun):
+        end = step(end)
+    carries, residual = end
     _note_residual(run, residual)
     return carries[-1]
 
 
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "dtype")
+def _keep(going: Any, old: Any, new: Any) -> Any:
+    return lax.select_n(going, old, new) if hasattr(new, "dtype") else new
 
 
 @handles("cond")

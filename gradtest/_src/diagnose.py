@@ -68,6 +68,17 @@ def value_not_finite(output: str, value: np.ndarray) -> Cause:
     )
 
 
+def value_overflows(output: str, value: np.ndarray) -> Cause:
+    """Names a value that is finite in float64 alone."""
+    kind = "NaN" if np.isnan(value).any() else "infinite"
+    return Cause(
+        f"{kind} value in working precision",
+        f"the value is finite in float64 but {kind} in its own dtype ({output}), so "
+        "there is nothing that its gradient could be right about",
+        "scale the point down, or make the function safe in its own dtype",
+    )
+
+
 def noisy(slope: Slope, scale: float) -> Cause:
     """Names a slope whose error hides what it should show."""
     part = 3 * slope.error / scale if scale else np.inf

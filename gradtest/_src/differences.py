@@ -144,13 +144,16 @@ def measure_slope(
     weights = list(weights)
     noise = 2 * relative_noise * magnitude(base, weights)
     ladder = _Ladder(line, weights, noise)
-    rungs = _FIRST_RUNGS if relative_noise <= 2 * _EPS else ()
-    if rungs:
-        coarse, fine = (ladder.slope(step) for step in rungs)
-        error = abs(coarse - fine) + ladder.rounding(rungs[1])
+    is_noisy = relative_noise > 2 * _EPS
+    if not is_noisy:
+        above, below = _FIRST_RUNGS
+        coarse, fine = ladder.slope(above), ladder.slope(below)
+        error = abs(coarse - fine) + ladder.rounding(below)
         if error <= _SETTLED * max(scale, abs(fine)):
-            return _with_sides(ladder, rungs[1], rungs, fine, error, list(base), scale)
-    rungs = _ALL_RUNGS if rungs else _NOISY_RUNGS
+            return _with_sides(
+                ladder, below, _FIRST_RUNGS, fine, error, list(base), scale
+            )
+    rungs = _NOISY_RUNGS if is_noisy else _ALL_RUNGS
     step, value, error = _best_rung(ladder, rungs)
     return _with_sides(ladder, step, rungs, value, error, list(base), scale)
 

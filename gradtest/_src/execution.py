@@ -75,10 +75,7 @@ class Compiled:
 
     def out_shapes(self) -> Any:
         """Returns the tree of result shapes and dtypes, before it is compiled."""
-        return jax.tree_util.tree_map(
-            lambda info: jax.ShapeDtypeStruct(info.shape, info.dtype),
-            self._lowered.out_info,
-        )
+        return shapes_of(self._lowered.out_info)
 
     def compile(self) -> Compiled:
         """Compiles now, if that has not happened yet; other threads may do the same."""
@@ -96,7 +93,7 @@ class Compiled:
 
 
 def _compile_quickly(lowered: Any) -> Any:
-    """Compiles with the fewest optimisations that the installed JAX can be asked for."""
+    """Compiles with the fewest optimisations that the installed JAX offers."""
     while len(_QUICK) > 1:
         try:
             return lowered.compile(_QUICK[0])
@@ -140,6 +137,13 @@ def compile_together(programs: Sequence[Compiled]) -> None:
     with concurrent.futures.ThreadPoolExecutor(max(1, len(programs))) as pool:
         for done in [pool.submit(program.compile) for program in programs]:
             done.result()
+
+
+def shapes_of(tree: Any) -> Any:
+    """Returns a tree of arrays as their shapes and dtypes alone."""
+    return jax.tree_util.tree_map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree
+    )
 
 
 def on_device(arrays: Sequence[Any]) -> list[Any]:

@@ -33,6 +33,10 @@ class Gap(enum.Enum):
     VALUE = "value"  # the value that a rule's forward pass returns
     ROUNDING = "rounding"  # working precision against the lifted claim
     SOLVER = "solver"  # a linear solver's own residual
+    CLOSE = "difference"  # two gradients, each as it came
+    TREE = "tree"  # two gradients that are unlike trees
+    FINITE = "finite"  # whether a gradient has NaN or inf
+    FLOW = "flow"  # whether a leaf has a gradient at all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +171,7 @@ class Report:
             (
                 f.approximation.seen if f.approximation else f.allowed
                 for f in self.findings
-                if f.gap is Gap.FORMULA
+                if f.gap in (Gap.FORMULA, Gap.CLOSE)
             ),
             default=float("nan"),
         )

@@ -13,13 +13,15 @@ import numpy as np
 
 from gradtest._src import diagnose
 from gradtest._src.case import Case, norm, pair
-from gradtest._src.compare import leaf_gap, value_trouble
-from gradtest._src.differences import Slope, weighted
+from gradtest._src.differences import Slope, magnitude, weighted
 from gradtest._src.findings import Cause, Finding, Verdict
+from gradtest._src.gaps import leaf_gap
+from gradtest._src.primal import value_trouble
 from gradtest._src.program import Values
 
 # Both sides of the identity are sums of the same float64 terms.
 _IDENTITY = 1e-9
+_ROUNDING = 1e-14
 
 
 def judge_beside_reverse(case: Case) -> list[Finding]:
@@ -28,14 +30,20 @@ def judge_beside_reverse(case: Case) -> list[Finding]:
     if slopes is None or value_trouble(case):
         return []
     tangents = dict(enumerate(case.tangents))
-    pulled = [pair(g, v) for g, v in zip(case.readings.claimed, tangents.values(),
-                                         strict=True)]  # fmt: skip
+    pulled = [
+        pair(g, v)
+        for g, v in zip(case.readings.claimed, tangents.values(), strict=True)
+    ]
     pushed = weighted(slopes, case.weights)
-    scale = max(float(np.max(case.contributions(case.readings.claimed), initial=0.0)),
-                abs(pushed))  # fmt: skip
+    scale = max(
+        float(np.max(case.contributions(case.readings.claimed), initial=0.0)),
+        abs(pushed),
+    )
     allowed = max(_IDENTITY, 64 * case.noise if case.bench.islands else 0.0)
     gap = abs(pushed - sum(pulled))
-    if not gap <= allowed * scale:
+    # Where everything cancels, the terms' own rounding is left.
+    rounding = _ROUNDING * magnitude(case.readings.values, case.weights)
+    if not gap <= allowed * scale + rounding:
         leaf = _guilty_leaf(case)
         size = gap / scale if scale else np.inf
         return [_finding(case, leaf, Verdict.FAIL, size, allowed, _MODES_DISAGREE)]
@@ -85,8 +93,9 @@ def _judge_outputs(
         inside = slope.distance(weighted(claimed, case.weights)) <= 3 * slope.error
         if inside:
             return None
-        return _finding(case, leaf, Verdict.INCONCLUSIVE, np.inf, case.rtol,
-                        diagnose.KINK)  # fmt: skip
+        return _finding(
+            case, leaf, Verdict.INCONCLUSIVE, np.inf, case.rtol, diagnose.KINK
+        )
     allowed = _allowed(case, slope)
     scale = norm_all(slope.outputs)
     for output, c, m in zip(case.program.outputs, claimed, slope.outputs, strict=True):
@@ -112,8 +121,9 @@ def _guilty_leaf(case: Case) -> int | None:
         tangents[i] = case.tangents[i]
         slopes = case.bench.read(case.point, tangents=tangents).slopes
         assert slopes is not None
-        gap = abs(weighted(slopes, case.weights)
-                  - pair(case.readings.claimed[i], tangents[i]))  # fmt: skip
+        gap = abs(
+            weighted(slopes, case.weights) - pair(case.readings.claimed[i], tangents[i])
+        )
         if not gap <= worst:
             worst, guilty = gap, i
     return guilty
@@ -154,7 +164,15 @@ def _finding(
     outputs = case.program.outputs
     item = outputs[0] if leaf is None else case.leaves[leaf]
     return Finding(
-        item.name, item.shape, np.dtype(item.dtype).name, verdict, mode="fwd",
-        order=case.program.order, trial=case.trial, size=float(size),
-        allowed=float(allowed), judged_by="measured", cause=cause,
-    )  # fmt: skip
+        item.name,
+        item.shape,
+        np.dtype(item.dtype).name,
+        verdict,
+        mode="fwd",
+        order=case.program.order,
+        trial=case.trial,
+        size=float(size),
+        allowed=float(allowed),
+        judged_by="measured",
+        cause=cause,
+    )

@@ -248,8 +248,9 @@ def _draw(leaf: Leaf, key: Key, trial: int) -> Any:
 
 def _check_finite(leaf: Leaf, value: Any) -> None:
     array = np.asarray(value)
-    finite = np.isfinite(array.astype(np.complex128 if array.dtype.kind == "c" else
-                                      np.float64))  # fmt: skip
+    finite = np.isfinite(
+        array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    )
     if not finite.all():
         index = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise ValueError(
@@ -312,8 +313,9 @@ def _check_moving(
         str(leaf) if leaf.dtype is not None else f"{leaf.name}: {leaf.source!r}"
         for leaf in found[:4]
     )
+    numbers = ", ".join(map(str, missing)) or "(none given)"
+    plural = "s" * (len(missing) != 1)
     raise ValueError(
-        f"`args` has no leaf to differentiate in argument"
-        f"{'s' * (len(missing) != 1)} {', '.join(map(str, missing)) or '(none given)'}: "
-        f"wanted a float or complex array, got {described or 'an empty tree'}."
+        f"`args` has no leaf to differentiate in argument{plural} "
+        f"{numbers}: wanted a float or complex array, got {described or 'an empty tree'}."
     )

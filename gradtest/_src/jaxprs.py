@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax import dtypes
 from jax.extend import core
 
 Jaxpr = Any  # jax.extend.core.Jaxpr or ClosedJaxpr: one class from jax 0.12 on
@@ -39,6 +37,7 @@ WITH_SCALAR_PROGRAM = frozenset(
         for op in ("add", "sub", "mul", "min", "max")
     }
 )
+_HALF = ("bfloat16", "float16")
 # A forward-mode trace leaves this where a `custom_vjp` has no forward rule.
 NO_FORWARD_RULE = "custom_lin"
 STOP_GRADIENT = "stop_gradient"
@@ -59,7 +58,7 @@ class Body:
 def open_body(jaxpr: Jaxpr) -> Body:
     """Opens a closed or open jaxpr of any supported version of JAX."""
     consts = list(getattr(jaxpr, "consts", ()))
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    inner: Any = getattr(jaxpr, "jaxpr", jaxpr)
     constvars = list(inner.constvars)
     # Constants without a value are handed over as the first arguments.
     extra, constvars = constvars[len(consts) :], constvars[: len(consts)]
@@ -128,7 +127,7 @@ def half_literals(jaxpr: Jaxpr) -> list[Any]:
     for eqn in walk(jaxpr):
         for atom in eqn.invars:
             dtype = getattr(atom.aval, "dtype", None)
-            if is_literal(atom) and str(dtype) in ("bfloat16", "float16"):
+            if isinstance(atom, core.Literal) and str(dtype) in _HALF:
                 mantissa, _ = math.frexp(float(np.asarray(atom.val)))
                 if math.isfinite(mantissa) and mantissa * 8 % 1:
                     found[id(atom)] = atom
@@ -222,8 +221,10 @@ def read_linear_solve(
 ) -> LinearSolve:
     """Reads a `custom_linear_solve`; `evaluate(program, args)` runs its programs."""
     lengths, programs = eqn.params["const_lengths"], eqn.params["jaxprs"]
-    parts = _split(operands, [lengths.matvec, lengths.vecmat, lengths.solve,
-                              lengths.transpose_solve])  # fmt: skip
+    parts = _split(
+        operands,
+        [lengths.matvec, lengths.vecmat, lengths.solve, lengths.transpose_solve],
+    )
     matvec_consts, _, solve_consts, transpose_consts, rhs = parts
 
     def closed(program: Jaxpr, consts: list[Any]) -> Callable[..., list[Any]]:
@@ -323,9 +324,10 @@ _LOOPS = frozenset({"scan", "while", "cond", "shard_map"})
 def _live_inputs(body: Body, live_out: Sequence[bool], found: set[int]) -> list[bool]:
     """Marks which inputs reach a live result otherwise than through a solver."""
     live = {
-        var for var, is_live in zip(body.outvars, live_out, strict=True)
+        var
+        for var, is_live in zip(body.outvars, live_out, strict=True)
         if is_live and not is_literal(var)
-    }  # fmt: skip
+    }
     for eqn in reversed(body.eqns):
         outs = [var in live for var in eqn.outvars]
         if not any(outs):
@@ -335,9 +337,10 @@ def _live_inputs(body: Body, live_out: Sequence[bool], found: set[int]) -> list[
                 continue
         operands = _live_operands(eqn, outs, found)
         live |= {
-            var for var, is_live in zip(eqn.invars, operands, strict=True)
+            var
+            for var, is_live in zip(eqn.invars, operands, strict=True)
             if is_live and not is_literal(var)
-        }  # fmt: skip
+        }
     return [var in live for var in body.invars]
 
 
@@ -351,79 +354,3 @@ def _live_operands(eqn: Eqn, outs: list[bool], found: set[int]) -> list[bool]:
         inner = next(iter(subprograms(eqn)))
         return _live_inputs(open_body(inner), outs, found)
     return [True] * len(eqn.invars)
-
-
-# --- the structure of a program as a key ------------------------------------------
-
-
-def structure_key(jaxpr: Jaxpr) -> Hashable:
-    """Returns a key that is equal for programs that compute the same.
-
-    Array constants count by shape and dtype and by which of them coincide: their
-    values are inputs of what gradtest compiles. Custom rules count by their primal
-    program alone, because what is compiled never calls the rule.
-    """
-    numbering = {id(const): i for i, const in enumerate(nested_consts(jaxpr))}
-    return _program_key(jaxpr, numbering)
-
-
-def _program_key(jaxpr: Jaxpr, consts: dict[int, int]) -> Hashable:
-    body = open_body(jaxpr)
-    numbers: dict[Any, int] = {}
-
-    def atom(operand: Any) -> Hashable:
-        if is_literal(operand):
-            return ("literal", _param_key(operand.val, consts), str(operand.aval))
-        return numbers.setdefault(operand, len(numbers))
-
-    def binder(var: Any) -> Hashable:
-        return numbers.setdefault(var, len(numbers)), var.aval
-
-    head = tuple(binder(var) for var in [*body.constvars, *body.invars])
-    held = tuple(consts[id(const)] for const in body.consts)
-    lines = tuple(
-        (
-            eqn.primitive,
-            tuple(atom(operand) for operand in eqn.invars),
-            _params_key(eqn, consts),
-            tuple(binder(var) for var in eqn.outvars),
-        )
-        for eqn in body.eqns
-    )
-    return head, held, lines, tuple(atom(operand) for operand in body.outvars)
-
-
-def _params_key(eqn: Eqn, consts: dict[int, int]) -> Hashable:
-    if eqn.primitive.name in CUSTOM_RULES:
-        return _program_key(rule_free_program(eqn), consts)
-    return tuple(
-        (name, _param_key(value, consts)) for name, value in sorted(eqn.params.items())
-    )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Identity:
-    """Keeps an unhashable parameter alive and equal to itself alone."""
-
-    value: Any
-
-
-def _param_key(value: Any, consts: dict[int, int]) -> Hashable:
-    if is_program(value):
-        return _program_key(value, consts)
-    if isinstance(value, tuple | list):
-        return (type(value), tuple(_param_key(item, consts) for item in value))
-    if isinstance(value, dict):
-        return tuple((k, _param_key(v, consts)) for k, v in value.items())
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        if dtypes.issubdtype(value.dtype, dtypes.extended):
-            return _Identity(value)
-        array = np.asarray(value)
-        return (array.shape, str(array.dtype), array.tobytes())
-    if isinstance(value, float):
-        return np.float64(value).tobytes()  # -0.0 is not 0.0, and NaN is NaN
-    try:
-        hash(value)
-    except TypeError:
-        return _Identity(value)
-    return value

@@ -68,6 +68,7 @@ class Evaluator:
       wide: Whether floating values are widened to float64.
       stops: What happens to values under `stop_gradient`; None stops their
         derivatives and nothing else. See `Recorder` and `Replayer`.
+      overrun: How many steps each `while` loop goes on after it has ended.
       islands: Names of the primitives that ran in their own precision.
       residual: Under a `solver_audit`, the largest relative residual of the linear
         solves met, float64[4] by `solvers.SolveKind`; None otherwise.
@@ -82,6 +83,7 @@ class Evaluator:
         solver_only: frozenset[int] = frozenset(),
         solver_audit: Callable[..., Any] | None = None,
         literals: dict[int, Any] | None = None,
+        overrun: int = 0,
         islands: set[str] | None = None,
     ):
         self.wide = wide
@@ -90,18 +92,20 @@ class Evaluator:
         self.solver_only = solver_only
         self.solver_audit = solver_audit
         self.literals = literals or {}
+        self.overrun = overrun
         self.islands = set() if islands is None else islands
         self.residual: Any = None if solver_audit is None else jnp.zeros(4)
 
     def fork(self, **changes: Any) -> Evaluator:
         """Returns an evaluator like this one, with its own audit, for a loop's body."""
-        settings = {
+        settings: dict[str, Any] = {
             "wide": self.wide,
             "hoisted": self.hoisted,
             "stops": self.stops,
             "solver_only": self.solver_only,
             "solver_audit": self.solver_audit,
             "literals": self.literals,
+            "overrun": self.overrun,
             "islands": self.islands,
         }
         return Evaluator(**(settings | changes))
@@ -328,8 +332,8 @@ HANDLERS: dict[str, Handler] = {
     "debug_print": _silent,
     "bitcast_convert_type": _bits,
     # Their draws depend on the dtype: a lifted draw would be another number.
-    "random_gamma": _bits,
-    "rng_uniform": _bits,
+    "random_gamma": _own_precision,
+    "rng_uniform": _own_precision,
     "nextafter": _own_precision,
     **dict.fromkeys(jaxprs.CALLS, _inline),
     **dict.fromkeys(jaxprs.CUSTOM_RULES, _enter_rule),

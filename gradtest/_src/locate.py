@@ -75,8 +75,11 @@ def locate_entry(case: Case, leaf: int, claimed: np.ndarray) -> Entry | None:
     if slope.distance(pair(claimed, alone)) <= 3 * slope.error:
         return None
     along = pair(claimed, alone) / abs(unit)
-    return Entry(tuple(int(n) for n in index), along * _sign(unit),
-                 slope.value / abs(unit) * _sign(unit))  # fmt: skip
+    return Entry(
+        tuple(int(n) for n in index),
+        along * _sign(unit),
+        slope.value / abs(unit) * _sign(unit),
+    )
 
 
 def _gap(case: Case, leaf: int, claimed: np.ndarray, direction: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradtest._src import diagnose
 from gradtest._src.case import NOISE_FLOOR, Case, norm
-from gradtest._src.findings import Finding, Gap, Verdict
+from gradtest._src.findings import Cause, Finding, Gap, Verdict
 from gradtest._src.program import Values
 
 # The floor: units in the last place, and what they may come to in half precision.
@@ -27,11 +27,14 @@ def judge_rounding(
     case: Case, findings: list[Finding], rounding_rtol: float | None
 ) -> list[Finding]:
     """Completes the findings on leaves whose formula passed with their rounding gap."""
+    if case.working_eps <= float(np.finfo(np.float64).eps):
+        return findings  # float64 is the widest there is: nothing to compare with
     lifted = case.readings.claimed
     values, worked = case.bench.read_working(case.point, lifted)
-    if values is not None and not all(np.isfinite(v).all() for v in values):
-        note = "the value is not finite in working precision: rounding was not judged"
-        return [_noted(finding, note) for finding in findings]
+    for output, value in zip(case.program.outputs, values or [], strict=False):
+        if not np.isfinite(value).all():
+            cause = diagnose.value_overflows(output.name, value)
+            return [_unjudged(finding, cause) for finding in findings]
     gaps = [_gap(w, c) for w, c in zip(worked, lifted, strict=True)]
     allowed = _floors(case, lifted, rounding_rtol)
     if any(gap > limit for gap, limit in zip(gaps, allowed, strict=True)):
@@ -107,5 +110,9 @@ def _judge(
     )
 
 
-def _noted(finding: Finding, note: str) -> Finding:
-    return dataclasses.replace(finding, notes=(*finding.notes, note))
+def _unjudged(finding: Finding, cause: Cause) -> Finding:
+    if finding.verdict is not Verdict.PASS:
+        return finding
+    return dataclasses.replace(
+        finding, verdict=Verdict.INCONCLUSIVE, gap=Gap.ROUNDING, size=0.0, cause=cause
+    )

@@ -18,6 +18,7 @@ from jax import lax
 from gradtest._src import jaxprs
 from gradtest._src.jaxprs import Eqn
 from gradtest._src.lifting import Evaluator, handles
+from gradtest._src.structure import structure_key
 
 _MOST_REFINEMENTS = 30
 _CONVERGED = 1e-15
@@ -42,7 +43,7 @@ def classify(forward_solvers: frozenset[Any]) -> Callable[[Any], SolveKind]:
     """
 
     def kind(program: Any) -> SolveKind:
-        transposed = jaxprs.structure_key(program) not in forward_solvers
+        transposed = structure_key(program) not in forward_solvers
         return SolveKind(2 * transposed + is_iterative(program))
 
     return kind
@@ -51,7 +52,7 @@ def classify(forward_solvers: frozenset[Any]) -> Callable[[Any], SolveKind]:
 def forward_solvers(jaxpr: Any) -> frozenset[Any]:
     """Returns the structure keys of the `solve` programs in a primal program."""
     return frozenset(
-        jaxprs.structure_key(eqn.params["jaxprs"].solve)
+        structure_key(eqn.params["jaxprs"].solve)
         for eqn in jaxprs.walk(jaxpr)
         if eqn.primitive.name == jaxprs.LINEAR_SOLVE
     )

@@ -1,9 +1,7 @@
 """What a derivative is judged by: exact and measured, and the claim beside them.
 
 `exact` is autodiff of the lifted program without its custom rules; `measured` comes
-from differences of its values. One compiled program returns the lifted claim, the
-lifted exact derivative and the values; a second one returns the values at a moved
-point; a third runs the claim in working precision.
+from differences of its values.
 """
 
 from __future__ import annotations
@@ -16,12 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradtest._src import control_flow as _control_flow  # noqa: F401  registers
-from gradtest._src import execution, jaxprs, solvers
+from gradtest._src import execution
+from gradtest._src.claims import Claim
 from gradtest._src.differences import Line
 from gradtest._src.inputs import Point
-from gradtest._src.lifting import Evaluator, Recorder, Replayer, widen
-from gradtest._src.program import Claim, Program, Values, derivative
+from gradtest._src.kit import (
+    Arguments,
+    Kit,
+    constants_of,
+    pushforward,
+    shared_constants,
+    shares_exact,
+)
+from gradtest._src.lifting import Evaluator, Recorder, widen
+from gradtest._src.program import Program, Values, derivative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,190 +51,6 @@ class Readings:
     slopes: Values | None
     residual: np.ndarray
     stops: Any
-
-
-def shares_exact(program: Program, claim: Claim) -> bool:
-    """Whether the claim is itself the rule-free derivative: nothing is hand-written.
-
-    Not where its constants are rounded to half precision, which exact's are not.
-    """
-    narrow = any(
-        jnp.finfo(item.dtype).bits < 32
-        for item in (*program.inputs.moving, *program.outputs)
-    )
-    return (
-        claim.is_autodiff
-        and not program.has_rules
-        and not narrow
-        and not jaxprs.half_literals(claim.jaxpr)
-    )
-
-
-class _Kit:
-    """The compiled programs of one structure; independent of values and constants."""
-
-    def __init__(
-        self,
-        program: Program,
-        claim: Claim,
-        forward: Claim | None,
-        arguments: _Arguments,
-        works: bool,
-    ):
-        self.islands: set[str] = set()
-        self.why_no_exact = ""
-        base, moved, working = self._functions(program, claim, forward)
-        at = arguments
-        tangents = at.moving if forward else []
-        self.base = execution.lifted(
-            base, [at.moving, at.held, at.seed, tangents, at.consts]
-        )
-        stops = self.base.out_shapes()["stops"]
-        self.moved = execution.lifted(
-            moved, [at.moving, at.held, at.moving, np.float64(0), stops, at.consts]
-        )
-        programs = [self.base, self.moved]
-        if works:
-            self.working = execution.working(working, at.working)
-            programs.append(self.working)
-        execution.compile_together(programs)
-
-    def _functions(
-        self, program: Program, claim: Claim, forward: Claim | None
-    ) -> tuple[Any, Any, Any]:
-        shares = shares_exact(program, claim)
-        solver_only = frozenset(jaxprs.solver_only_stops(program.jaxpr))
-        audit = None
-        if jaxprs.LINEAR_SOLVE in jaxprs.primitives(claim.jaxpr):
-            audit = solvers.classify(solvers.forward_solvers(program.jaxpr))
-        constants = _constants(program, claim, forward)
-
-        def evaluator(values: Sequence[Any], **settings: Any) -> Evaluator:
-            hoisted = {
-                id(const): value for const, value in zip(constants, values, strict=True)
-            }
-            return Evaluator(hoisted=hoisted, solver_only=solver_only, **settings)
-
-        def base(
-            moving: Any, held: Any, seed: Any, tangents: Any, consts: Any
-        ) -> dict[str, Any]:
-            claimed_run = evaluator(consts, solver_audit=audit, islands=self.islands)
-            claimed = claimed_run(claim.jaxpr, [*moving, *held, *seed])
-            values, exact, stops = self._exact(
-                program,
-                None if shares else claim.mode,
-                lambda stops: evaluator(consts, stops=stops, islands=self.islands),
-                (moving, held, seed),
-            )
-            slopes = None
-            if forward:
-                run = evaluator(consts, islands=self.islands)
-                slopes = run(forward.jaxpr, [*moving, *held, *tangents])
-            return {
-                "values": values,
-                "slopes": slopes,
-                "claimed": claimed,
-                "exact": exact,
-                "residual": claimed_run.residual,
-                "stops": stops,
-            }
-
-        def moved(
-            moving: Any, held: Any, direction: Any, t: Any, stops: Any, consts: Any
-        ) -> Values:
-            run = evaluator(consts, stops=Replayer(stops), islands=self.islands)
-            at = [x + t * v for x, v in zip(moving, direction, strict=True)]
-            return program.mathematics(run, at, held)
-
-        def working(moving: Any, held: Any, seed: Any, consts: Any) -> Values:
-            run = evaluator(consts, wide=False)
-            return run(claim.jaxpr, [*moving, *held, *seed])
-
-        return base, moved, working
-
-    def _exact(
-        self, program: Program, mode: str | None, evaluator: Any, at: Any
-    ) -> tuple[Values, Values | None, list[Any]]:
-        """Returns values, rule-free derivative or None, and the stopped values."""
-        moving, held, seed = at
-        recorder = Recorder()
-        if mode is None:
-            values = program.mathematics(evaluator(recorder), moving, held)
-            return values, None, recorder.values
-        try:
-            run = evaluator(recorder)
-            if mode == "fwd":
-                values, exact = _pushforward(program, run, moving, held, seed)
-            else:
-                values, exact = derivative(program.mathematics, run, moving, held, seed)
-            return values, exact, recorder.values
-        except Exception as error:  # whatever differentiating a program may raise
-            self.why_no_exact = str(error).strip().splitlines()[0]
-        recorder = Recorder()
-        values = program.mathematics(evaluator(recorder), moving, held)
-        return values, None, recorder.values
-
-
-def _pushforward(
-    program: Program, run: Evaluator, moving: Any, held: Any, tangents: Any
-) -> tuple[Values, Values]:
-    """Returns the results and the rule-free Jacobian-vector product."""
-
-    def results(*xs: Any) -> tuple[Values, list[Any]]:
-        recorder = Recorder()
-        return program.mathematics(run.fork(stops=recorder), xs, held), recorder.values
-
-    values, slopes, kept = jax.jvp(
-        results, tuple(moving), tuple(tangents), has_aux=True
-    )
-    for value in kept:
-        run.stops.keep(value)  # type: ignore[union-attr]
-    return values, slopes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Arguments:
-    """The arguments of the compiled programs at one point."""
-
-    moving: list[Any]
-    held: list[Any]
-    seed: list[Any]
-    consts: list[Any]
-    working: list[Any]
-
-    def flat(self) -> list[Any]:
-        """Returns every array in one list."""
-        parts = (self.moving, self.held, self.seed, self.consts, self.working)
-        return jax.tree_util.tree_leaves(parts)
-
-
-def _constants(
-    program: Program, claim: Claim, forward: Claim | None = None
-) -> list[Any]:
-    """Returns the array constants of all traces, program's first, each once."""
-    found = {
-        id(const): const
-        for jaxpr in _traces(program, claim, forward)
-        for const in jaxprs.nested_consts(jaxpr)
-        if hasattr(const, "dtype") and hasattr(const, "shape")
-    }
-    return list(found.values())
-
-
-def _shared_constants(
-    program: Program, claim: Claim, forward: Claim | None
-) -> tuple[int, ...]:
-    """Returns which constants of the traces are one array, as places in the list."""
-    places = {id(c): i for i, c in enumerate(_constants(program, claim, forward))}
-    return tuple(
-        places.get(id(const), -1)
-        for jaxpr in _traces(program, claim, forward)
-        for const in jaxprs.nested_consts(jaxpr)
-    )
-
-
-def _traces(program: Program, claim: Claim, forward: Claim | None) -> list[Any]:
-    return [part.jaxpr for part in (program, claim, forward) if part is not None]
 
 
 class Bench:
@@ -263,20 +85,20 @@ class Bench:
         self.claim = claim
         self.forward = forward
         self.seed = seed
-        self._last: tuple[Point, _Arguments] | None = None
+        self._last: tuple[Point, Arguments] | None = None
         arguments = self._arguments(point)
         self._key = (
             works,
             program.key,
             claim.key,
             forward and forward.key,
-            _shared_constants(program, claim, forward),
+            shared_constants(program, claim, forward),
             tuple(map(_signature, arguments.flat())),
             jax.default_backend(),
-            jax.config.jax_default_matmul_precision,
+            jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         )
-        self._kit: _Kit = execution.cached(
-            self._key, lambda: _Kit(program, claim, forward, arguments, works)
+        self._kit: Kit = execution.cached(
+            self._key, lambda: Kit(program, claim, forward, arguments, works)
         )
 
     @property
@@ -289,17 +111,19 @@ class Bench:
         """Why there is no rule-free derivative; empty where there is one."""
         return self._kit.why_no_exact
 
-    def _arguments(self, point: Point) -> _Arguments:
+    def _arguments(self, point: Point) -> Arguments:
         if self._last is None or self._last[0] is not point:
             self._last = point, self._make_arguments(point)
         return self._last[1]
 
-    def _make_arguments(self, point: Point) -> _Arguments:
-        held = [jnp.asarray(value) if _is_plain(value) else value
-                for value in self.program.held(point)]  # fmt: skip
-        consts = _constants(self.program, self.claim, self.forward)
+    def _make_arguments(self, point: Point) -> Arguments:
+        held = [
+            jnp.asarray(value) if _is_plain(value) else value
+            for value in self.program.held(point)
+        ]
+        consts = constants_of(self.program, self.claim, self.forward)
         moving = list(point.moving)
-        return _Arguments(
+        return Arguments(
             [widen(value) for value in moving],
             [widen(value) for value in held],
             [widen(value) for value in self.seed],
@@ -313,7 +137,7 @@ class Bench:
         return at.moving, at.held, at.seed
 
     def read(
-        self, point: Point, *, seed: Values | None = None, tangents: Values = ()
+        self, point: Point, *, seed: Values | None = None, tangents: Sequence[Any] = ()
     ) -> Readings:
         """Evaluates claim, exact derivative and values in float64.
 
@@ -350,14 +174,29 @@ class Bench:
             stops,
         )
 
-    def line(self, point: Point, stops: Any, direction: Sequence[np.ndarray]) -> Line:
-        """Returns the values along a line through `point`, stopped values frozen."""
+    def line(
+        self,
+        point: Point,
+        stops: Any,
+        direction: Sequence[np.ndarray],
+        *,
+        overrun: int = 0,
+    ) -> Line:
+        """Returns the values along a line through `point`, stopped values frozen.
+
+        Args:
+          point: Where t is 0.
+          stops: The stopped values there, as `read` returns them.
+          direction: One tangent for each moving leaf.
+          overrun: How many steps each `while` loop goes on after it has ended.
+        """
         at = self._arguments(point)
+        moved = self._kit.overrunning(overrun)
         moving, along = execution.on_device(at.moving), execution.on_device(direction)
 
         def values(t: float) -> Values:
             return execution.to_host(
-                self._kit.moved(moving, at.held, along, np.float64(t), stops, at.consts)
+                moved(moving, at.held, along, np.float64(t), stops, at.consts)
             )
 
         return values
@@ -390,16 +229,17 @@ class Bench:
         arguments = self._arguments(point).working
 
         def lower() -> execution.Compiled:
-            constants = _constants(self.program, self.claim, self.forward)
+            constants = constants_of(self.program, self.claim, self.forward)
             program, mode = self.program, self.claim.mode
 
             def function(moving: Any, held: Any, seed: Any, consts: Any) -> Values:
                 run = Evaluator(
-                    wide=False, hoisted=dict(zip(map(id, constants), consts))
+                    wide=False,
+                    hoisted=dict(zip(map(id, constants), consts, strict=True)),
                 )
                 if mode == "fwd":
                     run = run.fork(stops=Recorder())
-                    return _pushforward(program, run, moving, held, seed)[1]
+                    return pushforward(program, run, moving, held, seed)[1]
                 return derivative(program.mathematics, run, moving, held, seed)[1]
 
             return execution.working(function, arguments)

@@ -64,7 +64,7 @@ def _kind(variant: Variant) -> str:
 
 
 def asserts_are_disabled() -> bool:
-    """Whether `chex.disable_asserts()` is in force: asks an assertion that must fail."""
+    """Whether `chex.disable_asserts()` is in force: asks one that must fail."""
     try:
         chex.assert_equal(0, 1)
     except AssertionError:

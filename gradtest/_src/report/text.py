@@ -6,6 +6,22 @@ from gradtest._src.findings import Entry, Finding, Gap, Report, Verdict
 
 _OTHERS_NAMED = 4
 _MODES = {"rev": "reverse mode", "fwd": "forward mode"}
+_HEADLINES = {
+    Gap.VALUE: "{subject} returns another value under differentiation: {where}.",
+    Gap.SOLVER: "{subject} uses a linear solver that is wrong: {name}.",
+    Gap.ROUNDING: "the gradient of {subject} loses its accuracy at {where}.",
+    Gap.CLOSE: "the gradients differ at {where}.",
+    Gap.TREE: "the gradients are unlike trees at {where}.",
+    Gap.FINITE: "the gradient of {subject} is not finite at {where}.",
+    Gap.FLOW: "no gradient of {subject} reaches {where}.",
+}
+_GAPS = {
+    Gap.FORMULA: "relative gap",
+    Gap.VALUE: "relative gap of the value",
+    Gap.ROUNDING: "relative gap between its own dtype and float64",
+    Gap.SOLVER: "relative residual",
+    Gap.CLOSE: "relative difference",
+}
 
 
 def message(report: Report) -> str:
@@ -50,12 +66,10 @@ def _headline(report: Report, chief: Finding) -> str:
     where = _where(chief)
     if report.verdict is Verdict.INCONCLUSIVE:
         return f"nothing can be concluded about {report.subject} at {where}."
-    if chief.gap is Gap.VALUE:
-        return f"{report.subject} returns another value under differentiation: {where}."
-    if chief.gap is Gap.SOLVER:
-        return f"{report.subject} uses a linear solver that is wrong: {chief.name}."
-    if chief.gap is Gap.ROUNDING:
-        return f"the gradient of {report.subject} loses its accuracy at {where}."
+    if chief.gap in _HEADLINES:
+        return _HEADLINES[chief.gap].format(
+            subject=report.subject, where=where, name=chief.name
+        )
     kind = {1: "gradient", 2: "second derivative"}[chief.order]
     return f"the {kind} of {report.subject} is wrong at {where}."
 
@@ -71,25 +85,27 @@ def _numbers(finding: Finding) -> list[str]:
         return []
     parts = []
     if finding.entry is not None:
-        parts.append(_entry(finding.name, finding.entry))
-    gap = {
-        Gap.FORMULA: "relative gap",
-        Gap.VALUE: "relative gap of the value",
-        Gap.ROUNDING: "relative gap between its own dtype and float64",
-        Gap.SOLVER: "relative residual",
-    }[finding.gap]
+        parts.append(_entry(finding, finding.entry))
+    if finding.gap not in _GAPS:
+        return parts
     judge = {
         "exact": "rule-free autodiff in float64, confirmed by differences",
         "measured": "differences in float64",
     }.get(finding.judged_by)
     by = f"; judged by {judge}" if judge and finding.gap is Gap.FORMULA else ""
-    parts.append(f"{gap} {finding.size:.3g}, allowed {finding.allowed:.1g}{by}.")
+    parts.append(
+        f"{_GAPS[finding.gap]} {finding.size:.3g}, allowed {finding.allowed:.1g}{by}."
+    )
     return parts
 
 
-def _entry(name: str, entry: Entry) -> str:
+def _entry(finding: Finding, entry: Entry) -> str:
     index = f"[{', '.join(map(str, entry.index))}]" if entry.index else ""
-    return f"{name}{index}: claimed {entry.claimed:.6g}, true {entry.true:.6g}."
+    place = f"{finding.name}{index}"
+    if finding.gap is Gap.FINITE:
+        return f"{place}: {entry.claimed:.6g}."
+    judge = "reference" if finding.gap is Gap.CLOSE else "true"
+    return f"{place}: claimed {entry.claimed:.6g}, {judge} {entry.true:.6g}."
 
 
 def _others(report: Report, findings: list[Finding], chief: Finding) -> str:
@@ -107,7 +123,9 @@ def _line(finding: Finding) -> str:
     parts = [f"{finding.verdict.value:12s} {_where(finding)}"]
     if finding.order > 1:
         parts.append(f"order {finding.order}")
-    parts.append(f"{finding.gap.value} gap {finding.size:.1e} of {finding.allowed:.0e}")
+    if finding.gap in _GAPS:
+        name = finding.gap.value + " gap" * (finding.gap is not Gap.CLOSE)
+        parts.append(f"{name} {finding.size:.1e} of {finding.allowed:.0e}")
     if finding.rounding is not None:
         gap, allowed = finding.rounding
         parts.append(f"rounding {gap:.1e} of {allowed:.0e}")

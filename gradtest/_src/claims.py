@@ -1,0 +1,229 @@
+"""What is claimed of a program: derivatives under test, traced."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtest._src import execution, jaxprs, variants
+from gradtest._src.inputs import Inputs, Leaf, Point, Role
+from gradtest._src.jaxprs import Jaxpr
+from gradtest._src.program import Program, PyTree, Values, describe
+from gradtest._src.structure import structure_key
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Claim:
+    """A derivative under test, traced.
+
+    Attributes:
+      mode: "rev" where it returns cotangents of the moving leaves, "fwd" where it
+        returns tangents of the outputs.
+      jaxpr: Takes moving leaves, held values and the seed (cotangents of the outputs,
+        or tangents of the moving leaves); returns the function's results, where it
+        has them, and then the derivative.
+      call: The Python function that was traced, for running under a variant.
+      has_value: Whether the results come first.
+      variant: Whether `call` runs under a variant of the user's.
+      devices: Length of the leading axis of devices that every result has; 0 where
+        there is none.
+      is_autodiff: Whether JAX made it, not a hand-written function.
+    """
+
+    mode: str
+    jaxpr: Jaxpr
+    call: Callable[..., Values]
+    has_value: bool = True
+    variant: bool = False
+    devices: int = 0
+    is_autodiff: bool = False
+
+    @functools.cached_property
+    def key(self) -> Hashable:
+        """Equal for claims of the same structure."""
+        return self.mode, self.is_autodiff, structure_key(self.jaxpr)
+
+
+def reverse_claim(
+    program: Program, point: Point, variant: Callable[..., Any] | None = None
+) -> Claim:
+    """Traces what JAX's reverse mode makes of the program, custom rules expanded.
+
+    Raises:
+      Exception: Whatever JAX raises where the program has no reverse mode.
+    """
+
+    def call(moving: Values, held: Values, cotangents: Values) -> Values:
+        values, pull = jax.vjp(lambda *xs: program.call(xs, held), *moving)
+        return [*values, *pull(list(cotangents))]
+
+    return _trace_claim("rev", program, point, call, output_seed(program), variant)
+
+
+def forward_claim(
+    program: Program, point: Point, variant: Callable[..., Any] | None = None
+) -> Claim:
+    """Traces what JAX's forward mode makes of the program.
+
+    Raises:
+      TypeError: The program has no forward mode: a `custom_vjp` is in it.
+    """
+
+    def call(moving: Values, held: Values, tangents: Values) -> Values:
+        values, slopes = jax.jvp(
+            lambda *xs: program.call(xs, held), tuple(moving), tuple(tangents)
+        )
+        return [*values, *slopes]
+
+    seed = [jnp.asarray(value) for value in point.moving]
+    claim = _trace_claim("fwd", program, point, call, seed, variant)
+    if jaxprs.NO_FORWARD_RULE in jaxprs.primitives(claim.jaxpr):
+        raise TypeError("a custom_vjp function has no forward-mode derivative")
+    return claim
+
+
+def _trace_claim(
+    mode: str,
+    program: Program,
+    point: Point,
+    call: Callable[..., Values],
+    seed: Values,
+    variant: Callable[..., Any] | None,
+) -> Claim:
+    arguments = [list(point.moving), list(program.held(point)), seed]
+    shapes = [item.shape for item in program.outputs]
+    shapes += [
+        item.shape
+        for item in (program.inputs.moving if mode == "rev" else program.outputs)
+    ]
+    return _claim(mode, call, arguments, shapes, variant, has_value=True)
+
+
+def _claim(
+    mode: str,
+    call: Callable[..., Values],
+    arguments: list[Any],
+    shapes: list[tuple[int, ...]],
+    variant: Callable[..., Any] | None,
+    *,
+    has_value: bool,
+) -> Claim:
+    """Traces a claim; under a variant, as the variant makes it."""
+    run = call if variant is None else variants.apply_variant(variant, call)
+    traced = run
+    if variant is not None and variants.only_places_arguments(variant):
+        traced = call
+    with execution.user_code():
+        jaxpr = jax.make_jaxpr(traced)(*arguments)
+    found = [tuple(aval.shape) for aval in jaxpr.out_avals]
+    devices = 0
+    if found != shapes:
+        devices = found[0][0] if found and found[0] else 0
+        if found != [(devices, *shape) for shape in shapes]:
+            raise TypeError(
+                f"`variant` must return the results of the function it is given, with "
+                f"or without an axis of devices: wanted shapes {shapes}, got {found}."
+            )
+    return Claim(mode, jaxpr, run, has_value, variant is not None, devices, has_value)
+
+
+def output_seed(program: Program) -> Values:
+    """Returns cotangents of the right shapes and dtypes for the outputs: ones."""
+    return [np.ones(out.shape, dtype=out.dtype) for out in program.outputs]
+
+
+def hand_written_claim(
+    program: Program,
+    point: Point,
+    grad_fn: Callable[..., Any],
+    argnums: int | Sequence[int],
+    variant: Callable[..., Any] | None = None,
+) -> Claim:
+    """Traces a hand-written gradient of a scalar function.
+
+    Raises:
+      TypeError: `grad_fn` is not callable, or returns another tree, shape or dtype
+        than the arguments it differentiates.
+    """
+    inputs = program.inputs
+    single = isinstance(argnums, int)
+
+    def call(moving: Values, held: Values, seed: Values) -> Values:
+        returned = grad_fn(*inputs.arguments(moving, held))
+        trees = (returned,) if single else returned
+        if not single and not isinstance(trees, tuple):
+            raise TypeError(
+                "`grad_fn` must return a tuple with one tree for each of argnums="
+                f"{tuple(argnums)}, got {describe(returned)}."  # type: ignore[arg-type]
+            )
+        if len(trees) != len(inputs.argnums):
+            raise TypeError(
+                f"`grad_fn` must return {len(inputs.argnums)} trees, one for each of "
+                f"`argnums`, got {len(trees)}."
+            )
+        found: Values = []
+        for position, argument in enumerate(inputs.argnums):
+            label = "grad_fn(...)" + ("" if single else f"[{position}]")
+            found += _match_gradient(
+                inputs.of_argument(argument), inputs, argument, trees[position], label
+            )
+        order = _moving_order(inputs)
+        return [found[i] for i in order]
+
+    if not callable(grad_fn):
+        raise TypeError(f"`grad_fn` must be callable, got {grad_fn!r}.")
+    arguments = [list(point.moving), list(program.held(point)), output_seed(program)]
+    shapes = [leaf.shape for leaf in inputs.moving]
+    return _claim("rev", call, arguments, shapes, variant, has_value=False)
+
+
+def _moving_order(inputs: Inputs) -> list[int]:
+    """Where each moving leaf stands when arguments are visited in argnums' order."""
+    visited = [
+        leaf.name
+        for argument in inputs.argnums
+        for leaf in inputs.of_argument(argument)
+        if leaf.role is Role.MOVES
+    ]
+    return [visited.index(leaf.name) for leaf in inputs.moving]
+
+
+def _match_gradient(
+    leaves: list[Leaf], inputs: Inputs, argument: int, tree: PyTree, label: str
+) -> Values:
+    """Checks one argument's gradient tree against the argument; returns its leaves."""
+    wanted = inputs.argument_tree(argument)
+    found = jax.tree_util.tree_structure(tree, is_leaf=lambda node: node is None)
+    if found != wanted:
+        raise TypeError(
+            f"`grad_fn` must return a tree like the argument it differentiates: "
+            f"wanted {wanted}, got {found} in {label}."
+        )
+    values = jax.tree_util.tree_leaves(tree, is_leaf=lambda node: node is None)
+    return [
+        _match_leaf(leaf, value, label)
+        for leaf, value in zip(leaves, values, strict=True)
+        if leaf.role is Role.MOVES
+    ]
+
+
+def _match_leaf(leaf: Leaf, value: Any, label: str) -> Any:
+    shape, dtype = jnp.shape(value), jnp.result_type(value) if value is not None else ""
+    if value is None or shape != leaf.shape:
+        raise TypeError(
+            f"`grad_fn` must return the shape of the argument: wanted "
+            f"{list(leaf.shape)} for {leaf.name}, got "
+            f"{'None' if value is None else list(shape)} in {label}."
+        )
+    if dtype != leaf.dtype:
+        raise TypeError(
+            f"`grad_fn` must return the dtype of the argument: wanted {leaf.dtype} for "
+            f"{leaf.name}, got {dtype} in {label}."
+        )
+    return jnp.asarray(value)

@@ -1,0 +1,217 @@
+"""The compiled programs that evaluate one claim: lifted, moved, in working precision.
+
+One program returns the lifted claim, the lifted exact derivative and the values; a
+second one the values at a moved point; a third runs the claim in its own precision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtest._src import control_flow as _control_flow  # noqa: F401  registers
+from gradtest._src import execution, jaxprs, solvers
+from gradtest._src.claims import Claim
+from gradtest._src.lifting import Evaluator, Recorder, Replayer
+from gradtest._src.program import Program, Values, derivative
+
+
+def shares_exact(program: Program, claim: Claim) -> bool:
+    """Whether the claim is itself the rule-free derivative: nothing is hand-written.
+
+    Not where its constants are rounded to half precision, which exact's are not.
+    """
+    dtypes = [leaf.dtype for leaf in program.inputs.moving]
+    dtypes += [output.dtype for output in program.outputs]
+    narrow = any(jnp.finfo(dtype).bits < 32 for dtype in dtypes)
+    return (
+        claim.is_autodiff
+        and not program.has_rules
+        and not narrow
+        and not jaxprs.half_literals(claim.jaxpr)
+    )
+
+
+class Kit:
+    """The compiled programs of one structure; independent of values and constants."""
+
+    def __init__(
+        self,
+        program: Program,
+        claim: Claim,
+        forward: Claim | None,
+        arguments: Arguments,
+        works: bool,
+    ):
+        self.islands: set[str] = set()
+        self.why_no_exact = ""
+        base, self._moved_by, working = self._functions(program, claim, forward)
+        at = arguments
+        tangents = at.moving if forward else []
+        self.base = execution.lifted(
+            base, [at.moving, at.held, at.seed, tangents, at.consts]
+        )
+        stops = self.base.out_shapes()["stops"]
+        self._moved_shapes = execution.shapes_of(
+            [at.moving, at.held, at.moving, np.float64(0), stops, at.consts]
+        )
+        self._overrunning: dict[int, execution.Compiled] = {}
+        self.moved = self.overrunning(0)
+        programs = [self.base, self.moved]
+        if works:
+            self.working = execution.working(working, at.working)
+            programs.append(self.working)
+        execution.compile_together(programs)
+
+    def overrunning(self, steps: int) -> execution.Compiled:
+        """Returns the moved program whose `while` loops go on for so many steps."""
+        if steps not in self._overrunning:
+            self._overrunning[steps] = execution.lifted(
+                self._moved_by(steps), self._moved_shapes
+            )
+        return self._overrunning[steps]
+
+    def _functions(
+        self, program: Program, claim: Claim, forward: Claim | None
+    ) -> tuple[Any, Any, Any]:
+        shares = shares_exact(program, claim)
+        solver_only = frozenset(jaxprs.solver_only_stops(program.jaxpr))
+        audit = None
+        if jaxprs.LINEAR_SOLVE in jaxprs.primitives(claim.jaxpr):
+            audit = solvers.classify(solvers.forward_solvers(program.jaxpr))
+        constants = constants_of(program, claim, forward)
+
+        def evaluator(values: Sequence[Any], **settings: Any) -> Evaluator:
+            hoisted = {
+                id(const): value for const, value in zip(constants, values, strict=True)
+            }
+            return Evaluator(hoisted=hoisted, solver_only=solver_only, **settings)
+
+        def base(
+            moving: Any, held: Any, seed: Any, tangents: Any, consts: Any
+        ) -> dict[str, Any]:
+            claimed_run = evaluator(consts, solver_audit=audit, islands=self.islands)
+            claimed = claimed_run(claim.jaxpr, [*moving, *held, *seed])
+            values, exact, stops = self._exact(
+                program,
+                None if shares else claim.mode,
+                lambda stops: evaluator(consts, stops=stops, islands=self.islands),
+                (moving, held, seed),
+            )
+            slopes = None
+            if forward:
+                run = evaluator(consts, islands=self.islands)
+                slopes = run(forward.jaxpr, [*moving, *held, *tangents])
+            return {
+                "values": values,
+                "slopes": slopes,
+                "claimed": claimed,
+                "exact": exact,
+                "residual": claimed_run.residual,
+                "stops": stops,
+            }
+
+        def moved_by(overrun: int) -> Any:
+            def moved(
+                moving: Any, held: Any, direction: Any, t: Any, stops: Any, consts: Any
+            ) -> Values:
+                run = evaluator(consts, stops=Replayer(stops), islands=self.islands)
+                at = [x + t * v for x, v in zip(moving, direction, strict=True)]
+                return program.mathematics(run.fork(overrun=overrun), at, held)
+
+            return moved
+
+        def working(moving: Any, held: Any, seed: Any, consts: Any) -> Values:
+            run = evaluator(consts, wide=False)
+            return run(claim.jaxpr, [*moving, *held, *seed])
+
+        return base, moved_by, working
+
+    def _exact(
+        self, program: Program, mode: str | None, evaluator: Any, at: Any
+    ) -> tuple[Values, Values | None, list[Any]]:
+        """Returns values, rule-free derivative or None, and the stopped values."""
+        moving, held, seed = at
+        recorder = Recorder()
+        if mode is None:
+            values = program.mathematics(evaluator(recorder), moving, held)
+            return values, None, recorder.values
+        try:
+            run = evaluator(recorder)
+            if mode == "fwd":
+                values, exact = pushforward(program, run, moving, held, seed)
+            else:
+                values, exact = derivative(program.mathematics, run, moving, held, seed)
+            return values, exact, recorder.values
+        except Exception as error:  # whatever differentiating a program may raise
+            self.why_no_exact = str(error).strip().splitlines()[0]
+        recorder = Recorder()
+        values = program.mathematics(evaluator(recorder), moving, held)
+        return values, None, recorder.values
+
+
+def pushforward(
+    program: Program, run: Evaluator, moving: Any, held: Any, tangents: Any
+) -> tuple[Values, Values]:
+    """Returns the results and the rule-free Jacobian-vector product."""
+
+    def results(*xs: Any) -> tuple[Values, list[Any]]:
+        recorder = Recorder()
+        return program.mathematics(run.fork(stops=recorder), xs, held), recorder.values
+
+    values, slopes, kept = jax.jvp(
+        results, tuple(moving), tuple(tangents), has_aux=True
+    )
+    for value in kept:
+        run.stops.keep(value)  # type: ignore[union-attr]
+    return values, slopes
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The arguments of the compiled programs at one point."""
+
+    moving: list[Any]
+    held: list[Any]
+    seed: list[Any]
+    consts: list[Any]
+    working: list[Any]
+
+    def flat(self) -> list[Any]:
+        """Returns every array in one list."""
+        parts = (self.moving, self.held, self.seed, self.consts, self.working)
+        return jax.tree_util.tree_leaves(parts)
+
+
+def constants_of(
+    program: Program, claim: Claim, forward: Claim | None = None
+) -> list[Any]:
+    """Returns the array constants of all traces, program's first, each once."""
+    found = {
+        id(const): const
+        for jaxpr in _traces(program, claim, forward)
+        for const in jaxprs.nested_consts(jaxpr)
+        if hasattr(const, "dtype") and hasattr(const, "shape")
+    }
+    return list(found.values())
+
+
+def shared_constants(
+    program: Program, claim: Claim, forward: Claim | None
+) -> tuple[int, ...]:
+    """Returns which constants of the traces are one array, as places in the list."""
+    places = {id(c): i for i, c in enumerate(constants_of(program, claim, forward))}
+    return tuple(
+        places.get(id(const), -1)
+        for jaxpr in _traces(program, claim, forward)
+        for const in jaxprs.nested_consts(jaxpr)
+    )
+
+
+def _traces(program: Program, claim: Claim, forward: Claim | None) -> list[Any]:
+    return [part.jaxpr for part in (program, claim, forward) if part is not None]
