@@ -9,3 +9,6 @@ from gradtest._src.findings import GradientInconclusive as GradientInconclusive
 from gradtest._src.findings import GradientMismatch as GradientMismatch
 from gradtest._src.findings import Report as Report
 from gradtest._src.findings import Verdict as Verdict
+from gradtest._src.gradients import assert_grads_close as assert_grads_close
+from gradtest._src.gradients import assert_grads_finite as assert_grads_finite
+from gradtest._src.gradients import assert_grads_flow as assert_grads_flow

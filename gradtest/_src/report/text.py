@@ -11,7 +11,7 @@ _HEADLINES = {
     Gap.SOLVER: "{subject} uses a linear solver that is wrong: {name}.",
     Gap.ROUNDING: "the gradient of {subject} loses its accuracy at {where}.",
     Gap.CLOSE: "the gradients differ at {where}.",
-    Gap.TREE: "the gradients are unlike trees at {where}.",
+    Gap.TREE: "the gradients can't be compared at {where}.",
     Gap.FINITE: "the gradient of {subject} is not finite at {where}.",
     Gap.FLOW: "no gradient of {subject} reaches {where}.",
 }
