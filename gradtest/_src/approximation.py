@@ -59,7 +59,7 @@ def explain_gaps(case: Case, findings: list[Finding], judge: Judge) -> list[Find
     still_open = [i for i in open_gaps if found[i].verdict is Verdict.FAIL]
     if still_open and case.claim.mode == "rev":
         # Constants that a float64 trace does not round are no excuse.
-        reach = literal_reach(case.retraced or case) or [0.0]
+        reach = literal_reach(case.retraced or case) or [0.0] * len(case.leaves)
         for i in still_open:
             # Along a tangent every leaf's constants play a part.
             part = reach[i] if found[i].mode == "rev" else max(reach)

@@ -174,7 +174,7 @@ class Case:
             self.weights,
             scale=scale,
             base=self.readings.values,
-            relative_noise=self.noise,
+            is_noisy=bool(self.bench.islands),
         )
 
     def buckets(self, contributions: np.ndarray) -> list[list[int]]:

@@ -29,6 +29,8 @@ _ALL_RUNGS = (3e-3, 3e-4, 3e-5, 3e-6, 3e-7, 3e-8)
 _NOISY_RUNGS = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 # A rung pair that agrees to this part of the expected slope settles the matter.
 _SETTLED = 1e-7
+# Where the noise of the values has to be estimated: how many, and how far apart.
+_NOISE_SAMPLES, _SPACING, _NOISY_SPACING = 8, 1e-9, 1e-4
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -124,7 +126,7 @@ def measure_slope(
     *,
     scale: float,
     base: Sequence[np.ndarray],
-    relative_noise: float = _EPS,
+    is_noisy: bool = False,
 ) -> Slope:
     """Measures the slope of `weighted(line(t), weights)` at t = 0.
 
@@ -135,16 +137,15 @@ def measure_slope(
       scale: The size that the slope is expected to have; sets what agreement of two
         steps is enough, never the value.
       base: The values at t = 0.
-      relative_noise: Rounding of the values relative to their size: float64's, or that
-        of the narrowest part that could not be lifted.
+      is_noisy: Whether a part of the program runs in a narrower dtype: the noise of
+        the values is then estimated first, and larger steps are taken.
 
     Returns:
       The slope with its error estimate. Its two sides are equal unless there is a kink.
     """
     weights = list(weights)
-    noise = 2 * relative_noise * magnitude(base, weights)
+    noise = 2 * _EPS * magnitude(base, weights)
     ladder = _Ladder(line, weights, noise)
-    is_noisy = relative_noise > 2 * _EPS
     if not is_noisy:
         above, below = _FIRST_RUNGS
         coarse, fine = ladder.slope(above), ladder.slope(below)
@@ -153,6 +154,10 @@ def measure_slope(
             return _with_sides(
                 ladder, below, _FIRST_RUNGS, fine, error, list(base), scale
             )
+    spacing = _NOISY_SPACING if is_noisy else _SPACING
+    steps = spacing * (np.arange(_NOISE_SAMPLES) - _NOISE_SAMPLES // 2)
+    sampled = [weighted(line(float(t)), weights) for t in steps]
+    ladder.noise = max(noise, 2 * computational_noise(sampled))
     rungs = _NOISY_RUNGS if is_noisy else _ALL_RUNGS
     step, value, error = _best_rung(ladder, rungs)
     return _with_sides(ladder, step, rungs, value, error, list(base), scale)

@@ -316,6 +316,6 @@ def _check_moving(
     numbers = ", ".join(map(str, missing)) or "(none given)"
     plural = "s" * (len(missing) != 1)
     raise ValueError(
-        f"`args` has no leaf to differentiate in argument{plural} "
-        f"{numbers}: wanted a float or complex array, got {described or 'an empty tree'}."
+        f"`args` has no leaf to differentiate in argument{plural} {numbers}: wanted a "
+        f"float or complex array, got {described or 'an empty tree'}."
     )

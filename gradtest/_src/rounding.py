@@ -18,7 +18,7 @@ from gradtest._src.program import Values
 # The floor: units in the last place, and what they may come to in half precision.
 _ULPS, _MOST_FLOOR = 128, 1 / 16
 # How much worse than plain autodiff a rule may round.
-_FACTOR = 8
+_FACTOR, _LEAST_FACTOR, _LARGE = 8, 2, 1 / 4
 # Without a rule-free derivative: what an unstable formula must exceed, as a root.
 _UNMEASURED_ROOT = 0.5
 
@@ -86,9 +86,19 @@ def _measured_allowance(case: Case, lifted: Values, floors: list[float]) -> list
     ]
     usual = float(np.median(parts)) if parts else 0.0
     return [
-        max(floor, _FACTOR * max(loss if np.isfinite(loss) else 0.0, usual * norm(c)))
+        max(floor, _allowance(loss if np.isfinite(loss) else 0.0, usual, norm(c)))
         for floor, loss, c in zip(floors, losses, lifted, strict=True)
     ]
+
+
+def _allowance(loss: float, usual: float, scale: float) -> float:
+    """Returns what a rule may lose where plain autodiff loses `loss`.
+
+    A multiple of it; a smaller one where that would come to a part of the gradient
+    that leaves nothing to check.
+    """
+    loss = max(loss, usual * scale)
+    return min(_FACTOR * loss, max(_LEAST_FACTOR * loss, _LARGE * scale))
 
 
 def _judge(

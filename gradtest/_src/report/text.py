@@ -27,7 +27,7 @@ _GAPS = {
 def message(report: Report) -> str:
     """Returns the two to eight lines of a failed or inconclusive check."""
     findings = [f for f in report.findings if f.verdict is report.verdict]
-    chief = max(findings, key=lambda f: f.strain)
+    chief = max(findings, key=_importance)
     lines = [_headline(report, chief), *_numbers(chief)]
     if chief.cause is not None:
         label = "Likely cause" if report.verdict is Verdict.FAIL else "Reason"
@@ -39,6 +39,12 @@ def message(report: Report) -> str:
     if report.replay:
         lines.append(f"Replay: {report.replay}")
     return "\n  ".join(lines)
+
+
+def _importance(finding: Finding) -> tuple[bool, bool, float]:
+    """What explains most comes first: solvers and values, then reverse mode."""
+    is_root = finding.gap in (Gap.SOLVER, Gap.VALUE)
+    return is_root, finding.mode == "rev", finding.strain
 
 
 def full(report: Report) -> str:
