@@ -121,6 +121,11 @@ SLIPS = {
         ValueError,
         "`args` has no entry to differentiate, got a: float32[0, 2].",
     ),
+    "finite: an argument named twice": (
+        lambda: finite(jnp.add, VECTOR, VECTOR, argnums=(1, -1)),
+        ValueError,
+        "`argnums` names an argument twice, got (1, -1).",
+    ),
     "finite: trials": (
         lambda: finite(jnp.sum, VECTOR, trials=0),
         ValueError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from typing import Any
 
 
@@ -125,7 +126,14 @@ class Finding:
         """The gap as a part of what was allowed."""
         if self.size == 0:
             return 0.0
-        return self.size / self.allowed if self.allowed else float("inf")
+        return self.size / self.allowed if self.allowed else math.inf
+
+    @property
+    def smallest_seen(self) -> float:
+        """The smallest relative error of the leaf that would have been seen."""
+        if self.verdict is Verdict.INCONCLUSIVE:
+            return math.inf
+        return self.approximation.seen if self.approximation else self.allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +174,17 @@ class Report:
 
     @property
     def smallest_seen(self) -> float:
-        """The smallest relative error that would have been seen in every leaf."""
+        """The smallest relative error that would have been seen in every leaf.
+
+        Infinite where a leaf is inconclusive, NaN where no gap was measured.
+        """
         return max(
             (
-                f.approximation.seen if f.approximation else f.allowed
+                f.smallest_seen
                 for f in self.findings
                 if f.gap in (Gap.FORMULA, Gap.CLOSE)
             ),
-            default=float("nan"),
+            default=math.nan,
         )
 
     def leaf(self, name: str) -> Finding:

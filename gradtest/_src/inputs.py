@@ -188,7 +188,10 @@ def _read_argnums(argnums: int | Sequence[int] | None, count: int) -> tuple[int,
                 f"`argnums` names argument {number}, but the call has {count} "
                 f"argument{'s' * (count != 1)}: wanted {-count} <= argnums < {count}."
             )
-    return tuple(int(number) % count for number in numbers)
+    read = tuple(int(number) % count for number in numbers)
+    if len(set(read)) < len(read):
+        raise ValueError(f"`argnums` names an argument twice, got {argnums!r}.")
+    return read
 
 
 def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:

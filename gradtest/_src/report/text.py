@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gradtest._src.findings import Entry, Finding, Gap, Report, Verdict
 
 _OTHERS_NAMED = 4
@@ -51,7 +53,7 @@ def full(report: Report) -> str:
     """Returns everything that a report knows."""
     lines = [f"{report.verdict.value}: {report.assertion}({report.subject})"]
     lines += [f"  {_line(finding)}" for finding in report.findings]
-    if report.findings and report.smallest_seen == report.smallest_seen:
+    if math.isfinite(report.smallest_seen):
         lines.append(
             f"  smallest relative error that would have been seen: "
             f"{report.smallest_seen:.1e}"
