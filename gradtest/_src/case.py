@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,14 @@ class Case:
             program, claim, point, self.seed, forward=forward, works=works
         )
         self.rtol = max(rtol, 64 * self.noise) if self.bench.islands else rtol
+
+    def at(self, point: Point) -> Case:
+        """Returns this case at another point, with the same seed and programs."""
+        moved = copy.copy(self)
+        moved.point = point
+        for name in ("readings", "sizes", "retraced"):
+            moved.__dict__.pop(name, None)
+        return moved
 
     def _draw_seed(self) -> Values:
         if self.claim.mode == "fwd":

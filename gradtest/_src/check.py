@@ -10,13 +10,14 @@ import jax
 import numpy as np
 
 from gradtest._src import claims as _claims
-from gradtest._src import forward, program, seeding, variants
+from gradtest._src import diagnose, forward, jaxprs, program, seeding, variants
 from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
 from gradtest._src.claims import Claim
 from gradtest._src.compare import judge_formula
 from gradtest._src.findings import Finding, Report, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, read_inputs
+from gradtest._src.lifting import is_inexact
 from gradtest._src.primal import solver_findings, value_findings
 from gradtest._src.program import Program
 from gradtest._src.rounding import judge_rounding
@@ -216,12 +217,32 @@ class Check:
             return explain_gaps(case, forward.judge_alone(case), forward.judge_alone)
         found = explain_gaps(case, judge_formula(case), judge_formula)
         pushed = forward.judge_beside_reverse(case)
+        values = value_findings(case)
+        if values and self._is_impure(level, point):
+            return [
+                dataclasses.replace(
+                    finding, verdict=Verdict.INCONCLUSIVE, cause=diagnose.IMPURE
+                )
+                for finding in values
+            ]
         return [
-            *value_findings(case),
+            *values,
             *judge_rounding(case, found, self.options.rounding_rtol),
             *solver_findings(case),
             *explain_gaps(case, pushed, forward.judge_beside_reverse),
         ]
+
+    def _is_impure(self, level: int, point: Point) -> bool:
+        """Whether tracing the function once more gives other constants."""
+        if level:
+            return False
+        first, again = self._programs[0], self._trace(self.inputs, point)
+        constants = [jaxprs.nested_consts(traced.jaxpr) for traced in (first, again)]
+        return first.key != again.key or not all(
+            np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
+            for a, b in zip(*constants, strict=True)
+            if is_inexact(a.dtype)
+        )
 
     def _case(
         self,

@@ -8,6 +8,8 @@ two is right.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
@@ -15,12 +17,12 @@ from gradtest._src.case import Case, pair, pair_all
 from gradtest._src.differences import Slope
 from gradtest._src.findings import Entry, Finding, Verdict
 from gradtest._src.gaps import LeafGap, as_number, leaf_gap
+from gradtest._src.kinks import NearbyGradients, sample_nearby
 from gradtest._src.locate import locate_entry, measured_gradient
 from gradtest._src.primal import value_trouble
 
 # Where error estimates hide more than this part of a slope, nothing is concluded.
 _SWAMPED = 0.05
-_ENTRIES_PROBED = 6
 
 
 def judge_formula(case: Case) -> list[Finding]:
@@ -123,6 +125,7 @@ class FormulaJudge:
             )
             scale = max(scale, self._least_scale())
             slope = case.measure(directions, scale)
+            scale = max(scale, slope.reach)
             allowed = case.rtol * scale + 3 * slope.error
             if allowed > _SWAMPED * scale and scale > 0:
                 return notes, 1.0, False
@@ -155,7 +158,7 @@ class FormulaJudge:
             direction = case.direction(i, f"leaf {k}")
             slope = case.measure({i: direction}, max(contribution, self._least_scale()))
             claimed = pair(self.claimed[i], direction)
-            scale = max(contribution, abs(slope.value), self._least_scale())
+            scale = max(contribution, slope.reach, self._least_scale())
             allowed = case.rtol * scale + 3 * slope.error
             gap = slope.distance(claimed)
             if gap > allowed:
@@ -188,7 +191,7 @@ class FormulaJudge:
             "judged_by": "measured",
         }
         if slope.is_kink:
-            return self._finding(i, Verdict.INCONCLUSIVE, cause=diagnose.KINK, **gap)
+            return self._judge_at_kink(i, self._gap(i))
         if self._loop_explains(i, direction, slope, distance):
             return self._finding(
                 i, Verdict.INCONCLUSIVE, cause=diagnose.LOOSE_SOLVER, **gap
@@ -234,7 +237,7 @@ class FormulaJudge:
         separation = pair(difference, direction)
         slope = case.measure({i: direction}, separation)
         if slope.is_kink:
-            return self._judge_entries(i, gap)
+            return self._judge_at_kink(i, gap)
         tolerance = 3 * slope.error + _SWAMPED * separation
         if tolerance > separation / 2:
             return self._finding(
@@ -252,7 +255,9 @@ class FormulaJudge:
         return self._departs(i, direction, slope, tolerance)
 
     def _wrong(self, i: int, gap: LeafGap, **extra: object) -> Finding:
-        cause = diagnose.leaf_cause(self.claimed, self.reference, i, self.case.rtol)
+        cause = extra.get("cause") or diagnose.leaf_cause(
+            self.claimed, self.reference, i, self.case.rtol
+        )
         fields = {
             "size": gap.size,
             "allowed": gap.allowed,
@@ -261,43 +266,36 @@ class FormulaJudge:
         } | extra
         return self._finding(i, Verdict.FAIL, **fields)
 
-    def _judge_entries(self, i: int, gap: LeafGap) -> Finding:
-        """At a kink: accepts values between the one-sided slopes, entry by entry."""
-        case = self.case
-        difference = np.abs(self.claimed[i] - self.reference[i])
-        places = np.argwhere(gap.disputed)
-        ranks = np.argsort(-difference[tuple(places.T)], kind="stable")
-        picks = np.unique(np.linspace(0, len(ranks) - 1, _ENTRIES_PROBED).astype(int))
-        for place in (tuple(places[ranks[p]]) for p in picks):
-            slope, claimed = self._entry_slope(i, place)
-            scale = max(abs(claimed), abs(slope.left), abs(slope.right))
-            if slope.distance(claimed) > 1e-4 * scale + 3 * slope.error:
-                unit = case.sizes[i]
-                entry = Entry(
-                    tuple(int(n) for n in place), claimed / unit, slope.value / unit
-                )
-                return self._wrong(i, gap, entry=entry, judged_by="measured")
-        note = f"{_KINK_NOTE} ({len(ranks)} entries, {len(picks)} probed)"
-        rest = leaf_gap(
-            np.where(gap.disputed, 0, self.claimed[i]),
-            np.where(gap.disputed, 0, self.reference[i]),
-            rtol=case.rtol,
+    def _judge_at_kink(self, i: int, gap: LeafGap) -> Finding:
+        """Accepts what lies between the gradients on the sides of the kink."""
+        numbers = {"size": gap.size, "allowed": gap.allowed, "entry": gap.entry}
+        nearby = self._nearby
+        if nearby is None:
+            return self._finding(
+                i, Verdict.INCONCLUSIVE, cause=diagnose.KINK, **numbers
+            )
+        if not nearby.accepts(i, self.claimed[i], strictly=gap.is_exceeded):
+            truth = list(self.claimed)
+            truth[i] = nearby.nearest(i, self.claimed[i])
+            gap = leaf_gap(
+                self.claimed[i], truth[i], rtol=self.case.rtol, floor=self.floors[i]
+            )
+            cause = diagnose.leaf_cause(self.claimed, truth, i, self.case.rtol)
+            return self._wrong(i, gap, cause=cause, notes=(_KINK_NOTE,))
+        note = f"{_KINK_NOTE} ({nearby.varying(i)} entries)"
+        return self._finding(i, Verdict.PASS, allowed=self.case.rtol, notes=(note,))
+
+    @functools.cached_property
+    def _nearby(self) -> NearbyGradients | None:
+        return sample_nearby(self.case)
+
+    def _gap(self, i: int) -> LeafGap:
+        return leaf_gap(
+            self.claimed[i],
+            self.reference[i],
+            rtol=self.case.rtol,
             floor=self.floors[i],
         )
-        return self._finding(
-            i, Verdict.PASS, size=rest.size, allowed=rest.allowed, notes=(note,)
-        )
-
-    def _entry_slope(self, i: int, place: tuple) -> tuple[Slope, float]:
-        case = self.case
-        direction = np.zeros_like(self.claimed[i])
-        difference = self.claimed[i][place] - self.reference[i][place]
-        direction[place] = case.sizes[i]
-        if np.iscomplexobj(direction):
-            direction[place] *= np.conj(difference) / max(abs(difference), 1e-300)
-        claimed = pair(self.claimed[i], direction)
-        scale = max(abs(claimed), abs(pair(self.reference[i], direction)))
-        return case.measure({i: direction}, scale), claimed
 
     def _not_finite(self, i: int) -> Finding:
         claimed = self.claimed[i]
@@ -328,4 +326,4 @@ class FormulaJudge:
 
 
 _SILENT_NOTE = "zero but for rounding, and claimed so"
-_KINK_NOTE = "at a kink: values between the one-sided slopes are accepted"
+_KINK_NOTE = "at a kink: gradients between those of its sides are accepted"

@@ -45,6 +45,8 @@ class Slope:
       left: One-sided slope towards smaller t, right: towards larger t; they differ at
         a kink.
       outputs: The central difference of each output, unweighted.
+      reach: Size of the one-sided slopes at the largest step: what the value does at
+        all there, where the slope itself is zero.
     """
 
     value: float
@@ -53,6 +55,7 @@ class Slope:
     left: float
     right: float
     outputs: Values
+    reach: float
 
     @property
     def is_kink(self) -> bool:
@@ -214,13 +217,13 @@ def _with_sides(
     scale: float,
 ) -> Slope:
     """Completes a slope with its one-sided slopes, equal where there is no kink."""
-    outputs = ladder.outputs(step)
     left, right = ladder.one_sided(step, base)
     jump = right - left
     floor = max(8 * ladder.rounding(step), 1e-6 * scale, 8 * error)
-    if abs(jump) > floor and _persists(ladder, rungs, step, jump, base):
-        return Slope(value, error, step, left, right, outputs)
-    return Slope(value, error, step, value, value, outputs)
+    if not (abs(jump) > floor and _persists(ladder, rungs, step, jump, base)):
+        left = right = value
+    reach = max(map(abs, ladder.one_sided(max(rungs), base)))
+    return Slope(value, error, step, left, right, ladder.outputs(step), reach)
 
 
 def _persists(

@@ -100,7 +100,7 @@ class Kit:
             values, exact, stops = self._exact(
                 program,
                 None if shares else claim.mode,
-                lambda stops: evaluator(consts, stops=stops, islands=self.islands),
+                lambda stops: evaluator(consts, stops=stops),
                 (moving, held, seed),
             )
             slopes = None

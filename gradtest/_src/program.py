@@ -161,6 +161,11 @@ def trace_program(
             raise
         except Exception as error:
             error.add_note("gradtest: raised by `fn` itself, while it was traced.")
+            if isinstance(error, jax.errors.ConcretizationTypeError):
+                error.add_note(
+                    "gradtest: `fn` must be one that jax.jit accepts: it can't branch "
+                    "on values or use them as shapes."
+                )
             raise
 
     def mathematics(
