@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -207,6 +208,13 @@ def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
       >>> gradtest.check(jnp.tanh, 0.5).verdict.value
       'PASS'
     """
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"check() got an unexpected option {name!r}; wanted some of "
+                f"{', '.join(known)}."
+            )
     chosen = Options(**options)
     return _check.Check(fn, args, _check.autodiff_claims(chosen), chosen).report(
         "check"

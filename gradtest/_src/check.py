@@ -15,8 +15,9 @@ from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
 from gradtest._src.claims import Claim
 from gradtest._src.compare import judge_formula
+from gradtest._src.execution import SlipError
 from gradtest._src.findings import Finding, Report, Verdict, worst
-from gradtest._src.inputs import Inputs, Point, read_inputs
+from gradtest._src.inputs import Inputs, Point, Role, read_inputs
 from gradtest._src.lifting import is_inexact
 from gradtest._src.primal import solver_findings, value_findings
 from gradtest._src.program import Program
@@ -44,13 +45,15 @@ class Options:
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError where an option makes no sense."""
         seeding.describe(self.key)
-        if not isinstance(self.trials, int) or self.trials < 1:
+        if type(self.trials) is not int or self.trials < 1:
             raise ValueError(f"`trials` must be an integer >= 1, got {self.trials!r}.")
-        if self.order not in (1, 2):
+        if type(self.order) is not int or self.order not in (1, 2):
             raise ValueError(f"`order` must be 1 or 2, got {self.order!r}.")
         for name in ("rtol", "rounding_rtol"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
+            if value is None:
+                continue
+            if not isinstance(value, float | int) or not 0 < value < 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}.")
         wrong = set(self.modes or ()) - set(MODES)
         if wrong or (self.modes is not None and not self.modes):
@@ -165,8 +168,11 @@ class Check:
             fn, args, argnums=options.argnums, exclude=options.exclude
         )
         self._first = self.inputs.draw(options.key, 0)
-        self._programs = [self._trace(self.inputs, self._first)]
-        self._claims = [claiming(self._programs[0], self._first)]
+        try:
+            self._programs = [self._trace(self.inputs, self._first)]
+            self._claims = [claiming(self._programs[0], self._first)]
+        except SlipError as error:
+            raise TypeError(str(error)) from None
         self._cases: list[Case] = []
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
@@ -272,6 +278,8 @@ class Check:
         inputs, wide = self.inputs.widened(point)
         try:
             return self._retraced_case(inputs, wide, trial, order)
+        except SlipError:
+            return None
         except TypeError:
             # Functions that JAX traced in the other mode may be cached with indices
             # of that mode's integers.
@@ -300,6 +308,11 @@ class Check:
             findings = self.findings()
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         unchecked = [f"{leaf} (excluded)" for leaf in self.inputs.unchecked]
+        unchecked += [
+            f"{leaf} (held)"
+            for leaf in self.inputs.of_role(Role.HELD)
+            if leaf.argument in self.inputs.argnums and not is_inexact(leaf.dtype)
+        ]
         if self._claims[0].reverse is None:
             unchecked.append("rounding in working precision (forward mode only)")
         for claims in self._claims:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import execution, jaxprs, variants
+from gradtest._src.execution import SlipError
 from gradtest._src.inputs import Inputs, Leaf, Point, Role
 from gradtest._src.jaxprs import Jaxpr
 from gradtest._src.program import Program, PyTree, Values, describe
@@ -155,15 +156,20 @@ def hand_written_claim(
     single = isinstance(argnums, int)
 
     def call(moving: Values, held: Values, seed: Values) -> Values:
-        returned = grad_fn(*inputs.arguments(moving, held))
+        arguments = inputs.arguments(moving, held)
+        try:
+            returned = grad_fn(*arguments)
+        except Exception as error:
+            error.add_note("gradtest: raised by `grad_fn` itself, while it was traced.")
+            raise
         trees = (returned,) if single else returned
         if not single and not isinstance(trees, tuple):
-            raise TypeError(
+            raise SlipError(
                 "`grad_fn` must return a tuple with one tree for each of argnums="
                 f"{tuple(argnums)}, got {describe(returned)}."  # type: ignore[arg-type]
             )
         if len(trees) != len(inputs.argnums):
-            raise TypeError(
+            raise SlipError(
                 f"`grad_fn` must return {len(inputs.argnums)} trees, one for each of "
                 f"`argnums`, got {len(trees)}."
             )
@@ -198,32 +204,43 @@ def _match_gradient(
     leaves: list[Leaf], inputs: Inputs, argument: int, tree: PyTree, label: str
 ) -> Values:
     """Checks one argument's gradient tree against the argument; returns its leaves."""
-    wanted = inputs.argument_tree(argument)
-    found = jax.tree_util.tree_structure(tree, is_leaf=lambda node: node is None)
-    if found != wanted:
-        raise TypeError(
-            f"`grad_fn` must return a tree like the argument it differentiates: "
-            f"wanted {wanted}, got {found} in {label}."
+    flat, found = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: node is None
+    )
+    if found != inputs.argument_tree(argument):
+        name = inputs.names[argument]
+        names = [name + jax.tree_util.keystr(path) for path, _ in flat]
+        raise SlipError(
+            f"`grad_fn` must return a tree like `{name}`, the argument it "
+            f"differentiates: {_difference([leaf.name for leaf in leaves], names)} "
+            f"(in {label})."
         )
-    values = jax.tree_util.tree_leaves(tree, is_leaf=lambda node: node is None)
     return [
         _match_leaf(leaf, value, label)
-        for leaf, value in zip(leaves, values, strict=True)
+        for leaf, (_, value) in zip(leaves, flat, strict=True)
         if leaf.role is Role.MOVES
     ]
 
 
+def _difference(wanted: list[str], found: list[str]) -> str:
+    """Says how two lists of leaf names differ."""
+    lacking = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    parts = [f"it lacks {', '.join(lacking[:4])}"] if lacking else []
+    parts += [f"it has {', '.join(extra[:4])}"] if extra else []
+    return " and ".join(parts) or "its containers are of other types"
+
+
 def _match_leaf(leaf: Leaf, value: Any, label: str) -> Any:
-    shape, dtype = jnp.shape(value), jnp.result_type(value) if value is not None else ""
-    if value is None or shape != leaf.shape:
-        raise TypeError(
+    if value is None or jnp.shape(value) != leaf.shape:
+        raise SlipError(
             f"`grad_fn` must return the shape of the argument: wanted "
             f"{list(leaf.shape)} for {leaf.name}, got "
-            f"{'None' if value is None else list(shape)} in {label}."
+            f"{'None' if value is None else list(jnp.shape(value))} in {label}."
         )
-    if dtype != leaf.dtype:
-        raise TypeError(
+    if jnp.result_type(value) != leaf.dtype:
+        raise SlipError(
             f"`grad_fn` must return the dtype of the argument: wanted {leaf.dtype} for "
-            f"{leaf.name}, got {dtype} in {label}."
+            f"{leaf.name}, got {jnp.result_type(value)} in {label}."
         )
     return jnp.asarray(value)

@@ -202,6 +202,7 @@ class _Judge:
             [_float64(r) for _, r in self._pairs],
             i,
             min(rtol, _FINEST_PATTERN),
+            max(diagnose.FIT, rtol / 8),  # half precision rounds a pattern too
         )
         return self._finding(
             i, Verdict.FAIL, size=gap.size, allowed=gap.allowed, entry=gap.entry,

@@ -9,6 +9,7 @@ two is right.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,14 @@ _SWAMPED = 0.05
 def judge_formula(case: Case) -> list[Finding]:
     """Returns the verdict on the formula of every leaf, in reverse mode."""
     return FormulaJudge(case).findings()
+
+
+class Confirmation(NamedTuple):
+    """How well slopes agree with a gradient, relative to the slope to be expected."""
+
+    size: float
+    allowed: float
+    is_kink: bool
 
 
 class FormulaJudge:
@@ -93,33 +102,30 @@ class FormulaJudge:
             members = [i for i in bucket if i in leaves]
             if not members:
                 continue
-            notes, error, confirmed = self._confirm_bucket(
-                members, contributions, trusted
-            )
+            confirmation = self._confirm_bucket(members, contributions, trusted)
             for i in members:
-                if not confirmed:
+                if confirmation is None:
                     found[i] = self._judge_leaf(i)
-                    continue
-                allowed = max(gaps[i].allowed, error if self.exact is None else 0.0)
-                silent = (_SILENT_NOTE,) if gaps[i].is_silent else ()
-                found[i] = self._finding(
-                    i,
-                    Verdict.PASS,
-                    size=gaps[i].size,
-                    allowed=allowed,
-                    notes=notes + silent,
-                )
+                else:
+                    found[i] = self._confirmed(i, gaps[i], confirmation)
         return found
+
+    def _confirmed(self, i: int, gap: LeafGap, confirmation: Confirmation) -> Finding:
+        """A pass; without an exact derivative its numbers are those of the slopes."""
+        size, allowed = gap.size, gap.allowed
+        if self.exact is None:
+            size, allowed = confirmation.size, confirmation.allowed
+        notes = (_KINK_NOTE,) if confirmation.is_kink else ()
+        notes += (_SILENT_NOTE,) if gap.is_silent else ()
+        return self._finding(i, Verdict.PASS, size=size, allowed=allowed, notes=notes)
 
     def _confirm_bucket(
         self, members: list[int], contributions: np.ndarray, trusted: list[np.ndarray]
-    ) -> tuple[tuple[str, ...], float, bool]:
-        """Returns notes, relative error and whether differences agree."""
+    ) -> Confirmation | None:
+        """Compares slopes along a bucket's directions; None where they don't agree."""
         case = self.case
-        rounds = 1 if self.exact is not None else 2
-        notes: tuple[str, ...] = ()
-        error = 0.0
-        for k in range(rounds):
+        worst, is_kink = (0.0, case.rtol), False
+        for k in range(1 if self.exact is not None else 2):
             directions, scale = case.bucket_directions(
                 members, contributions, f"direction {k}"
             )
@@ -127,14 +133,13 @@ class FormulaJudge:
             slope = case.measure(directions, scale)
             scale = max(scale, slope.reach)
             allowed = case.rtol * scale + 3 * slope.error
-            if allowed > _SWAMPED * scale and scale > 0:
-                return notes, 1.0, False
-            if slope.distance(pair_all(trusted, directions)) > allowed:
-                return notes, 1.0, False
-            if slope.is_kink:
-                notes = (_KINK_NOTE,)
-            error = max(error, allowed / scale if scale else 0.0)
-        return notes, error, True
+            distance = slope.distance(pair_all(trusted, directions))
+            if distance > allowed or allowed > _SWAMPED * scale > 0:
+                return None
+            is_kink |= slope.is_kink
+            if scale:
+                worst = max(worst, (distance / scale, allowed / scale))
+        return Confirmation(*worst, is_kink)
 
     def _least_scale(self) -> float:
         """The smallest slope worth seeing, where the gradient is zero."""
@@ -300,7 +305,7 @@ class FormulaJudge:
     def _not_finite(self, i: int) -> Finding:
         claimed = self.claimed[i]
         index = tuple(int(n) for n in np.argwhere(~np.isfinite(claimed))[0])
-        truth = np.nan if self.exact is None else as_number(self.exact[i][index])
+        truth = None if self.exact is None else as_number(self.exact[i][index])
         return self._finding(
             i,
             Verdict.FAIL,

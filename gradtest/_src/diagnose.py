@@ -15,7 +15,7 @@ from gradtest._src.differences import Slope
 from gradtest._src.findings import Cause
 
 # How closely a gradient must fit a pattern before the pattern is named.
-_FIT = 1e-4
+FIT = 1e-4
 # Constant factors that have a usual reason, in words.
 _FACTORS = {
     2.0: "2",
@@ -41,14 +41,6 @@ FORWARD_VALUE = Cause(
     "forward value differs",
     "the rule's forward pass returns another value than the function it differentiates",
     "compute the same expression in the rule's fwd (or jvp) as in the function",
-)
-
-
-IMPURE = Cause(
-    "impure function",
-    "the function gives other results each time it is traced: it draws or reads "
-    "something that is no argument",
-    "pass random numbers, keys and data as arguments, so that every trace sees the same",
 )
 
 
@@ -102,7 +94,7 @@ def noisy(slope: Slope, scale: float) -> Cause:
 def slope_cause(claimed: np.ndarray, claim: float, measured: float) -> Cause:
     """Names the cause where only a measured slope speaks against the claim."""
     if not claimed.any():
-        return _zero(claimed, np.ones_like(claimed))  # type: ignore[return-value]
+        return _zero(claimed, np.ones_like(claimed), FIT)  # type: ignore[return-value]
     ratio = claim / measured if measured else np.inf
     return Cause(
         "different",
@@ -113,7 +105,11 @@ def slope_cause(claimed: np.ndarray, claim: float, measured: float) -> Cause:
 
 
 def leaf_cause(
-    claimed: Sequence[np.ndarray], truth: Sequence[np.ndarray], leaf: int, rtol: float
+    claimed: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    leaf: int,
+    rtol: float,
+    fit: float = FIT,
 ) -> Cause:
     """Returns the likeliest cause of one leaf's gap.
 
@@ -122,23 +118,24 @@ def leaf_cause(
       truth: True gradients of all leaves.
       leaf: Which one to explain.
       rtol: The relative gap that the check allows.
+      fit: How closely the claim must fit a pattern; more than its own rounding.
     """
     for recognise in _CAUSES:
-        cause = recognise(claimed[leaf], truth[leaf])
+        cause = recognise(claimed[leaf], truth[leaf], fit)
         if cause is not None:
             return cause
-    swapped = _swapped(claimed, truth, leaf)
+    swapped = _swapped(claimed, truth, leaf, fit)
     return swapped or _where_it_differs(claimed[leaf], truth[leaf], rtol)
 
 
-def _fits(claimed: np.ndarray, pattern: np.ndarray) -> bool:
+def _fits(claimed: np.ndarray, pattern: np.ndarray, fit: float) -> bool:
     scale = float(np.linalg.norm(pattern.ravel()))
     return scale > 0 and float(np.linalg.norm((claimed - pattern).ravel())) <= (
-        _FIT * scale
+        fit * scale
     )
 
 
-def _zero(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+def _zero(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
     if claimed.any() or not truth.any():
         return None
     return Cause(
@@ -149,7 +146,7 @@ def _zero(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
     )
 
 
-def _should_be_zero(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+def _should_be_zero(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
     if truth.any() or not claimed.any():
         return None
     return Cause(
@@ -159,8 +156,8 @@ def _should_be_zero(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
     )
 
 
-def _sign(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
-    if not _fits(claimed, -truth):
+def _sign(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
+    if not _fits(claimed, -truth, fit):
         return None
     return Cause(
         "sign flipped",
@@ -169,17 +166,17 @@ def _sign(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
     )
 
 
-def _factor(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+def _factor(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
     scale = float(np.sum(np.abs(truth) ** 2))
     if not scale:
         return None
     ratio = complex(np.sum(claimed * np.conj(truth))) / scale
-    if abs(ratio.imag) > _FIT * abs(ratio) or not ratio.real:
+    if abs(ratio.imag) > fit * abs(ratio) or not ratio.real:
         return None
     factor = ratio.real
-    if not _fits(claimed, factor * truth) or _one_entry(truth, factor):
+    if not _fits(claimed, factor * truth, fit) or _one_entry(truth, factor, fit):
         return None
-    word = _factor_words(abs(factor), truth)
+    word = _factor_words(abs(factor), truth, fit)
     sign = "with its sign flipped and " if factor < 0 else ""
     return Cause(
         "constant factor",
@@ -189,33 +186,33 @@ def _factor(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
     )
 
 
-def _one_entry(truth: np.ndarray, factor: float) -> bool:
+def _one_entry(truth: np.ndarray, factor: float, fit: float) -> bool:
     """Whether a single number fits the factor, which proves nothing by itself.
 
     A factor must be a usual one to be named on one entry.
     """
     return truth.size == 1 and not any(
-        abs(abs(factor) ** power / known - 1) < _FIT
+        abs(abs(factor) ** power / known - 1) < fit
         for known in _FACTORS
         for power in (1, -1)
     )
 
 
-def _factor_words(factor: float, truth: np.ndarray) -> str:
+def _factor_words(factor: float, truth: np.ndarray, fit: float) -> str:
     """Returns how many times too large or too small, and what the number may be."""
     word = "large" if factor > 1 else "small"
     times = factor if factor > 1 else 1 / factor
     for size in sorted({truth.size, *truth.shape} - {0, 1}):
-        if abs(times / size - 1) < _FIT and size not in _FACTORS:
+        if abs(times / size - 1) < fit and size not in _FACTORS:
             return f"{size} times too {word} (the size of the leaf or of an axis)"
     for known, words in _FACTORS.items():
-        if abs(times / known - 1) < _FIT:
+        if abs(times / known - 1) < fit:
             return f"{words} times too {word}"
     return f"{times:.6g} times too {word}"
 
 
-def _conjugate(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
-    if not np.iscomplexobj(truth) or not _fits(claimed, np.conj(truth)):
+def _conjugate(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
+    if not np.iscomplexobj(truth) or not _fits(claimed, np.conj(truth), fit):
         return None
     return Cause(
         "conjugate",
@@ -225,12 +222,12 @@ def _conjugate(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
     )
 
 
-def _transposed(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
+def _transposed(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
     if truth.ndim < 2 or truth.shape[-1] != truth.shape[-2]:
         return None
     turned = np.swapaxes(truth, -1, -2)
     for pattern, words in ((turned, ""), (-turned, " with its sign flipped")):
-        if _fits(claimed, pattern):
+        if _fits(claimed, pattern, fit):
             return Cause(
                 "transposed",
                 f"it is the transpose of the true gradient{words}",
@@ -240,12 +237,14 @@ def _transposed(claimed: np.ndarray, truth: np.ndarray) -> Cause | None:
 
 
 def _swapped(
-    claimed: Sequence[np.ndarray], truth: Sequence[np.ndarray], leaf: int
+    claimed: Sequence[np.ndarray], truth: Sequence[np.ndarray], leaf: int, fit: float
 ) -> Cause | None:
     for other, pattern in enumerate(truth):
         if other == leaf or pattern.shape != claimed[leaf].shape:
             continue
-        if _fits(claimed[leaf], pattern) and _fits(claimed[other], truth[leaf]):
+        if _fits(claimed[leaf], pattern, fit) and _fits(
+            claimed[other], truth[leaf], fit
+        ):
             return Cause(
                 "leaves swapped",
                 "its gradient and another leaf's have changed places",
@@ -266,8 +265,8 @@ def _where_it_differs(claimed: np.ndarray, truth: np.ndarray, rtol: float) -> Ca
         )
         return Cause(
             "some entries wrong",
-            f"{count} of {truth.size} entries {'is' if count == 1 else 'are'} wrong, "
-            f"within [{ranges}]; the others are right",
+            f"{count} of {truth.size} entries are wrong, within [{ranges}]; the others "
+            "are right",
             "look for masks, padding, ties, exact zeros or block edges at these places",
         )
     return Cause(
@@ -281,7 +280,7 @@ def _all(array: np.ndarray) -> str:
     return "its one entry" if array.size == 1 else f"all {array.size} entries"
 
 
-_CAUSES: tuple[Callable[[np.ndarray, np.ndarray], Cause | None], ...] = (
+_CAUSES: tuple[Callable[[np.ndarray, np.ndarray, float], Cause | None], ...] = (
     _zero,
     _should_be_zero,
     _sign,

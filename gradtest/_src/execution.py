@@ -27,11 +27,24 @@ _QUICK: list[dict[str, Any]] = [
 _KEPT_PROGRAMS = 128
 
 
+class SlipError(TypeError):
+    """A user's slip that is found while a function is traced.
+
+    It leaves `user_code` as a plain TypeError, without JAX's notes about frames.
+    """
+
+
 @contextlib.contextmanager
 def user_code() -> Iterator[None]:
     """Settings for tracing the user's functions: theirs, but with staging allowed."""
+    slip = None
     with jax.disable_jit(False):
-        yield
+        try:
+            yield
+        except SlipError as error:
+            slip = str(error)
+    if slip is not None:
+        raise SlipError(slip)
 
 
 @contextlib.contextmanager
@@ -41,6 +54,7 @@ def working_precision() -> Iterator[None]:
         jax.disable_jit(False),
         jax.debug_nans(False),
         jax.debug_infs(False),
+        jax.transfer_guard("allow"),
     ):
         yield
 

@@ -57,11 +57,11 @@ class Cause:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One entry of a leaf where claim and truth differ most."""
+    """One entry of a leaf where claim and truth differ most; `true` may be unknown."""
 
     index: tuple[int, ...]
     claimed: complex
-    true: complex
+    true: complex | None
 
 
 @dataclasses.dataclass(frozen=True)

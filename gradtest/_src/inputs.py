@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class Leaf:
     dtype: Any = None
 
     def __str__(self) -> str:
-        return f"{self.name}: {jnp.dtype(self.dtype).name}{list(self.shape)}"
+        return f"{self.name}: {self.dtype}{list(self.shape)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Inputs:
 
     leaves: tuple[Leaf, ...]
     treedef: Any
+    names: tuple[str, ...]
     argnums: tuple[int, ...]
     unchecked: tuple[str, ...]
 
@@ -165,7 +167,7 @@ def read_inputs(
     moving = {leaf.argument for leaf in leaves if leaf.role is Role.MOVES}
     _check_moving(leaves, wanted, moving, argnums, excluded.covered)
     used = wanted if argnums is not None else tuple(sorted(moving))
-    return Inputs(tuple(leaves), treedef, used, tuple(excluded.covered))
+    return Inputs(tuple(leaves), treedef, tuple(names), used, tuple(excluded.covered))
 
 
 def _is_drawn(value: Any) -> bool:
@@ -180,6 +182,8 @@ def _read_argnums(argnums: int | Sequence[int] | None, count: int) -> tuple[int,
     if argnums is None:
         return tuple(range(count))
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not numbers:
+        raise ValueError("`argnums` is empty: name at least one argument.")
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | np.integer):
             raise TypeError(f"`argnums` must hold integers, got {number!r}.")
@@ -254,13 +258,16 @@ def _check_finite(leaf: Leaf, value: Any) -> None:
     finite = np.isfinite(
         array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
     )
-    if not finite.all():
-        index = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise ValueError(
-            f"`{leaf.name}` must be finite where it is differentiated, got "
-            f"{array[index]} at index {list(index)} ({int((~finite).sum())} of "
-            f"{array.size} entries are not finite)."
-        )
+    if finite.all():
+        return
+    wanted = f"`{leaf.name}` must be finite where it is differentiated, got"
+    if not array.shape:
+        raise ValueError(f"{wanted} {array[()]}.")
+    index = tuple(int(i) for i in np.argwhere(~finite)[0])
+    raise ValueError(
+        f"{wanted} {array[index]} at index {list(index)} ({int((~finite).sum())} of "
+        f"{array.size} entries are not finite)."
+    )
 
 
 class _Exclusion:
@@ -308,17 +315,28 @@ def _check_moving(
     """Raises where there is nothing to differentiate."""
     if excluded and not moving:
         raise ValueError("`exclude` leaves nothing to check: every leaf is excluded.")
+    if not wanted:
+        raise ValueError("`args` is empty: there is no argument to differentiate.")
+    moved = [leaf for leaf in leaves if leaf.role is Role.MOVES]
+    if moved and not any(math.prod(leaf.shape) for leaf in moved):
+        raise ValueError(
+            f"`args` has no entry to differentiate: {', '.join(map(str, moved[:4]))}."
+        )
     missing = [n for n in wanted if n not in moving]
     if not missing or (argnums is None and moving):
         return
-    found = [leaf for leaf in leaves if leaf.argument in missing]
-    described = ", ".join(
-        str(leaf) if leaf.dtype is not None else f"{leaf.name}: {leaf.source!r}"
-        for leaf in found[:4]
-    )
-    numbers = ", ".join(map(str, missing)) or "(none given)"
+    found = [_describe(leaf) for leaf in leaves if leaf.argument in missing]
     plural = "s" * (len(missing) != 1)
     raise ValueError(
-        f"`args` has no leaf to differentiate in argument{plural} {numbers}: wanted a "
-        f"float or complex array, got {described or 'an empty tree'}."
+        f"`args` has no leaf to differentiate in argument{plural} "
+        f"{', '.join(map(str, missing))}: wanted a float or complex array, got "
+        f"{', '.join(found[:4]) or 'an empty tree'}."
     )
+
+
+def _describe(leaf: Leaf) -> str:
+    if leaf.dtype is not None:
+        return str(leaf)
+    if type(leaf.source) is int:
+        return f"{leaf.name}: {leaf.source} (an int: write {leaf.source}.0)"
+    return f"{leaf.name}: {leaf.source!r}"

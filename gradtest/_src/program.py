@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gradtest._src import execution, jaxprs
+from gradtest._src.execution import SlipError
 from gradtest._src.inputs import Inputs, Point, Role
 from gradtest._src.jaxprs import Jaxpr
 from gradtest._src.lifting import Evaluator, Recorder, is_inexact
@@ -157,7 +159,7 @@ def trace_program(
     with execution.user_code():
         try:
             jaxpr = jax.make_jaxpr(first_call)(point.moving, point.held)
-        except BadOutputError:
+        except SlipError:
             raise
         except Exception as error:
             error.add_note("gradtest: raised by `fn` itself, while it was traced.")
@@ -176,15 +178,11 @@ def trace_program(
     return Program(inputs, call, mathematics, jaxpr, tuple(outputs))
 
 
-class BadOutputError(TypeError):
-    """The function under test returns something that has no derivative."""
-
-
 def _without_aux(returned: Any, has_aux: bool) -> Any:
     if not has_aux:
         return returned
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise BadOutputError(
+        raise SlipError(
             "`fn` must return a pair (result, auxiliary) when has_aux=True, got "
             f"{describe(returned)}."
         )
@@ -206,15 +204,20 @@ def _read_outputs(result: PyTree) -> list[Output]:
         try:
             dtype = jnp.result_type(leaf)
         except TypeError:
-            raise BadOutputError(
+            raise SlipError(
                 f"`fn` must return arrays, got {describe(leaf)} at "
                 f"result{jax.tree_util.keystr(path)}."
             ) from None
         if is_inexact(dtype):
             name = "result" + jax.tree_util.keystr(path)
             outputs.append(Output(name, jnp.shape(leaf), dtype))
+    if outputs and not any(math.prod(output.shape) for output in outputs):
+        raise SlipError(
+            f"`fn` must return at least one entry, got {describe(result)}: there is "
+            "nothing to differentiate."
+        )
     if not outputs:
-        raise BadOutputError(
+        raise SlipError(
             "`fn` must return a float or complex array (or a tree with one), got "
             f"{describe(result)}: there is nothing to differentiate."
         )
@@ -227,7 +230,9 @@ def describe(value: Any) -> str:
         return "None"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}{list(value.shape)}"
-    return f"{type(value).__name__}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
 
 
 def _is_complex(dtype: Any) -> bool:

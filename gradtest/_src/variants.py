@@ -81,6 +81,16 @@ class MessageOptions:
     include_default_message: bool = True
     exception_type: type[Exception] | None = None
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where `exception_type` is no exception class."""
+        kind = self.exception_type
+        if kind is not None and not (
+            isinstance(kind, type) and issubclass(kind, Exception)
+        ):
+            raise TypeError(
+                f"`exception_type` must be a class of exceptions, got {kind!r}."
+            )
+
     def error(self, name: str, text: str, report: Report) -> Exception:
         """Returns the exception for a report that is no pass."""
         message = f"{name} failed: {text}" if self.include_default_message else text

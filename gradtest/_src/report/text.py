@@ -113,6 +113,8 @@ def _entry(finding: Finding, entry: Entry) -> str:
     if finding.gap is Gap.FINITE:
         return f"{place}: {entry.claimed:.6g}."
     judge = "reference" if finding.gap is Gap.CLOSE else "true"
+    if entry.true is None:
+        return f"{place}: claimed {entry.claimed:.6g}."
     return f"{place}: claimed {entry.claimed:.6g}, {judge} {entry.true:.6g}."
 
 
