@@ -119,7 +119,7 @@ SLIPS = {
     "finite: no entries": (
         lambda: finite(jnp.sum, jnp.zeros((0, 2))),
         ValueError,
-        "`args` has no entry to differentiate, got a: float32[0, 2].",
+        "`args` has no entry to differentiate: a: float32[0, 2].",
     ),
     "finite: an argument named twice": (
         lambda: finite(jnp.add, VECTOR, VECTOR, argnums=(1, -1)),

@@ -115,7 +115,7 @@ class FormulaJudge:
         size, allowed = gap.size, gap.allowed
         if self.exact is None:
             size, allowed = confirmation.size, confirmation.allowed
-        notes = (_KINK_NOTE,) if confirmation.is_kink else ()
+        notes: tuple[str, ...] = (_KINK_NOTE,) if confirmation.is_kink else ()
         notes += (_SILENT_NOTE,) if gap.is_silent else ()
         return self._finding(i, Verdict.PASS, size=size, allowed=allowed, notes=notes)
 

@@ -44,6 +44,14 @@ FORWARD_VALUE = Cause(
 )
 
 
+IMPURE = Cause(
+    "impure function",
+    "the function gives other results each time it is traced: it draws or reads "
+    "something that is no argument",
+    "pass random numbers, keys and data as arguments: then every trace sees the same",
+)
+
+
 def not_finite(claimed: np.ndarray) -> Cause:
     """Names a gradient that is NaN or infinite beside a finite value."""
     count = int((~np.isfinite(claimed)).sum())
@@ -265,8 +273,8 @@ def _where_it_differs(claimed: np.ndarray, truth: np.ndarray, rtol: float) -> Ca
         )
         return Cause(
             "some entries wrong",
-            f"{count} of {truth.size} entries are wrong, within [{ranges}]; the others "
-            "are right",
+            f"{count} of {truth.size} entries {'is' if count == 1 else 'are'} wrong, "
+            f"within [{ranges}]; the others are right",
             "look for masks, padding, ties, exact zeros or block edges at these places",
         )
     return Cause(
