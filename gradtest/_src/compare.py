@@ -24,6 +24,8 @@ from gradtest._src.primal import value_trouble
 
 # Where error estimates hide more than this part of a slope, nothing is concluded.
 _SWAMPED = 0.05
+# To contradict claim and exact derivative together, a slope must be this much surer.
+_SETTLED_PART = 1e-3
 
 
 def judge_formula(case: Case) -> list[Finding]:
@@ -201,6 +203,10 @@ class FormulaJudge:
             return self._finding(
                 i, Verdict.INCONCLUSIVE, cause=diagnose.LOOSE_SOLVER, **gap
             )
+        agrees = self.exact is not None and not self._gap(i).is_exceeded
+        if agrees and slope.error > _SETTLED_PART * distance:
+            cause = diagnose.noisy(slope, unit)
+            return self._finding(i, Verdict.INCONCLUSIVE, cause=cause, **gap)
         measured = measured_gradient(case, i, self.claimed[i])
         if measured is not None:
             truth = [*self.claimed[:i], measured, *self.claimed[i + 1 :]]
@@ -287,7 +293,7 @@ class FormulaJudge:
             )
             cause = diagnose.leaf_cause(self.claimed, truth, i, self.case.rtol)
             return self._wrong(i, gap, cause=cause, notes=(_KINK_NOTE,))
-        note = f"{_KINK_NOTE} ({nearby.varying(i)} entries)"
+        note = f"{_KINK_NOTE} (entries at it: {nearby.varying(i)})"
         return self._finding(i, Verdict.PASS, allowed=self.case.rtol, notes=(note,))
 
     @functools.cached_property

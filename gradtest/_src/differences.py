@@ -24,13 +24,13 @@ Line = Callable[[float], Values]
 
 # The usual two rungs, then those above and below them.
 _FIRST_RUNGS = (3e-5, 3e-6)
-_ALL_RUNGS = (3e-3, 3e-4, 3e-5, 3e-6, 3e-7, 3e-8)
+_ALL_RUNGS = (3e-3, 3e-4, 3e-5, 3e-6, 3e-7, 3e-8, 3e-9, 3e-10, 3e-11)
 # Values with float32 noise need steps that stand out of it.
 _NOISY_RUNGS = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 # A rung pair that agrees to this part of the expected slope settles the matter.
 _SETTLED = 1e-7
 # Where the noise of the values has to be estimated: how many, and how far apart.
-_NOISE_SAMPLES, _SPACING, _NOISY_SPACING = 8, 1e-9, 1e-4
+_NOISE_SAMPLES, _SPACING, _NOISY_SPACING = 8, 1e-12, 1e-4
 _EPS = float(np.finfo(np.float64).eps)
 
 

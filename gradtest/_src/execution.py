@@ -154,10 +154,28 @@ def compile_together(programs: Sequence[Compiled]) -> None:
 
 
 def shapes_of(tree: Any) -> Any:
-    """Returns a tree of arrays as their shapes and dtypes alone."""
+    """Returns a tree of arrays as their shapes, dtypes and devices alone."""
     return jax.tree_util.tree_map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree
+        lambda array: jax.ShapeDtypeStruct(
+            array.shape, array.dtype, sharding=spread_of(array)
+        ),
+        tree,
     )
+
+
+def spread_of(value: Any) -> Any:
+    """Returns the sharding of an array over several devices, None for all else."""
+    if not isinstance(value, jax.Array) or len(value.sharding.device_set) < 2:
+        return None
+    return value.sharding
+
+
+def spread(array: Any, sharding: Any) -> Any:
+    """Lays a lifted array over the devices of a sharding, if there is one."""
+    if sharding is None:
+        return array
+    with float64():
+        return jax.device_put(array, sharding)
 
 
 def on_device(arrays: Sequence[Any]) -> list[Any]:

@@ -29,6 +29,10 @@ def judge_beside_reverse(case: Case) -> list[Finding]:
     slopes = case.readings.slopes
     if slopes is None or value_trouble(case):
         return []
+    for tangent in slopes:
+        if not np.isfinite(tangent).all():
+            cause = diagnose.not_finite(tangent)
+            return [_finding(case, None, Verdict.FAIL, np.inf, case.rtol, cause)]
     tangents = dict(enumerate(case.tangents))
     pulled = [
         pair(g, v)

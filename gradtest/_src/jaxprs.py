@@ -12,6 +12,7 @@ Checked on jax 0.10.2 and 0.12.0; where they differ:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -294,6 +295,41 @@ def bind(eqn: Eqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]
 def rule_free_program(eqn: Eqn) -> Jaxpr:
     """Returns the primal program of a custom-rule call."""
     return eqn.params["callee" if eqn.primitive.name == LINEAR_CALL else "call_jaxpr"]
+
+
+def reached_primitives(jaxpr: Jaxpr, moving: Sequence[bool]) -> set[str]:
+    """Returns the names of the primitives whose operands depend on moving inputs.
+
+    Args:
+      jaxpr: The program.
+      moving: For each of its inputs, whether it moves.
+    """
+    found: set[str] = set()
+    _follow(open_body(jaxpr), moving, found)
+    return found
+
+
+def _follow(body: Body, moving: Sequence[bool], found: set[str]) -> list[bool]:
+    """Follows moving values through a program; returns which results move."""
+    moves = {
+        var for var, is_moving in zip(body.invars, moving, strict=True) if is_moving
+    }
+    for eqn in body.eqns:
+        operands = [not is_literal(a) and a in moves for a in eqn.invars]
+        if not any(operands):
+            continue
+        found.add(eqn.primitive.name)
+        results = [True] * len(eqn.outvars)
+        if eqn.primitive.name in CALLS or eqn.primitive.name in CUSTOM_RULES:
+            inner = open_body(next(iter(subprograms(eqn))))
+            results = _follow(inner, operands, found)
+        else:
+            for program in subprograms(eqn):
+                found |= primitives(program)
+        moves |= {
+            v for v, is_moving in zip(eqn.outvars, results, strict=True) if is_moving
+        }
+    return [not is_literal(a) and a in moves for a in body.outvars]
 
 
 # --- stopped values ---------------------------------------------------------------

@@ -50,7 +50,10 @@ class Kit:
     ):
         self.islands: set[str] = set()
         self.why_no_exact = ""
-        base, self._moved_by, working = self._functions(program, claim, forward)
+        base, moved_by, working = self._functions(program, claim, forward)
+        # Kept for loops alone: it holds the traced program and its constants.
+        loops = "while" in jaxprs.primitives(program.jaxpr)
+        self._moved_by = moved_by if loops else None
         at = arguments
         tangents = at.moving if forward else []
         self.base = execution.lifted(
@@ -60,17 +63,20 @@ class Kit:
         self._moved_shapes = execution.shapes_of(
             [at.moving, at.held, at.moving, np.float64(0), stops, at.consts]
         )
-        self._overrunning: dict[int, execution.Compiled] = {}
-        self.moved = self.overrunning(0)
+        self.moved = execution.lifted(moved_by(0), self._moved_shapes)
+        self._overrunning = {0: self.moved}
         programs = [self.base, self.moved]
         if works:
             self.working = execution.working(working, at.working)
             programs.append(self.working)
         execution.compile_together(programs)
+        # What only constants pass through is exact: a draw, a table.
+        self.islands &= _reached(program, claim, len(at.moving), len(at.seed))
 
     def overrunning(self, steps: int) -> execution.Compiled:
         """Returns the moved program whose `while` loops go on for so many steps."""
         if steps not in self._overrunning:
+            assert self._moved_by is not None
             self._overrunning[steps] = execution.lifted(
                 self._moved_by(steps), self._moved_shapes
             )
@@ -85,6 +91,8 @@ class Kit:
         if jaxprs.LINEAR_SOLVE in jaxprs.primitives(claim.jaxpr):
             audit = solvers.classify(solvers.forward_solvers(program.jaxpr))
         constants = constants_of(program, claim, forward)
+        # The program itself holds the user's arrays: what is kept must not.
+        mathematics = program.mathematics
 
         def evaluator(values: Sequence[Any], **settings: Any) -> Evaluator:
             hoisted = {
@@ -122,7 +130,7 @@ class Kit:
             ) -> Values:
                 run = evaluator(consts, stops=Replayer(stops), islands=self.islands)
                 at = [x + t * v for x, v in zip(moving, direction, strict=True)]
-                return program.mathematics(run.fork(overrun=overrun), at, held)
+                return mathematics(run.fork(overrun=overrun), at, held)
 
             return moved
 
@@ -211,6 +219,16 @@ def shared_constants(
         for jaxpr in _traces(program, claim, forward)
         for const in jaxprs.nested_consts(jaxpr)
     )
+
+
+def _reached(program: Program, claim: Claim, leaves: int, seeds: int) -> set[str]:
+    """Returns the primitives that moving values or the seed pass through."""
+    found = set()
+    for jaxpr, ends in ((program.jaxpr, 0), (claim.jaxpr, seeds)):
+        held = len(jaxpr.in_avals) - leaves - ends
+        moving = [True] * leaves + [False] * held + [True] * ends
+        found |= jaxprs.reached_primitives(jaxpr, moving)
+    return found
 
 
 def _traces(program: Program, claim: Claim, forward: Claim | None) -> list[Any]:

@@ -79,17 +79,16 @@ class Program:
     def gradient(self, cotangents: Sequence[Any]) -> Program:
         """Returns the gradient along `cotangents` as a program: one order higher."""
         count = len(self.inputs.of_role(Role.HELD)) + len(self.extra)
+        lower_call, lower = self.call, self.mathematics
 
         def call(moving: Sequence[Any], held: Sequence[Any]) -> Values:
-            _, pull = jax.vjp(lambda *xs: self.call(xs, held[:count]), *moving)
+            _, pull = jax.vjp(lambda *xs: lower_call(xs, held[:count]), *moving)
             return list(pull(list(held[count:])))
 
         def mathematics(
             run: Evaluator, moving: Sequence[Any], held: Sequence[Any]
         ) -> Values:
-            return derivative(
-                self.mathematics, run, moving, held[:count], held[count:]
-            )[1]
+            return derivative(lower, run, moving, held[:count], held[count:])[1]
 
         outputs = tuple(
             Output(f"gradient of {leaf.name}", leaf.shape, leaf.dtype)

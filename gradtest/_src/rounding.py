@@ -104,10 +104,12 @@ def _allowance(loss: float, usual: float, scale: float) -> float:
 def _judge(
     finding: Finding, worked: np.ndarray, scale: float, gap: float, allowed: float
 ) -> Finding:
+    if finding.verdict is not Verdict.PASS:
+        return finding
     unit = scale or 1.0
     numbers = (gap / unit, allowed / unit)
     finding = dataclasses.replace(finding, rounding=numbers)
-    if gap <= allowed or finding.verdict is not Verdict.PASS:
+    if gap <= allowed:
         return finding
     return dataclasses.replace(
         finding,

@@ -86,6 +86,7 @@ class Bench:
         self.forward = forward
         self.seed = seed
         self._last: tuple[Point, Arguments] | None = None
+        self._shardings = [execution.spread_of(value) for value in point.moving]
         arguments = self._arguments(point)
         self._key = (
             works,
@@ -95,6 +96,7 @@ class Bench:
             shared_constants(program, claim, forward),
             tuple(map(_signature, arguments.flat())),
             jax.default_backend(),
+            jax.sharding.get_abstract_mesh(),
             jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         )
         self._kit: Kit = execution.cached(
@@ -124,12 +126,19 @@ class Bench:
         consts = constants_of(self.program, self.claim, self.forward)
         moving = list(point.moving)
         return Arguments(
-            [widen(value) for value in moving],
-            [widen(value) for value in held],
+            self._spread([widen(value) for value in moving]),
+            [execution.spread(widen(v), execution.spread_of(v)) for v in held],
             [widen(value) for value in self.seed],
             [widen(value) for value in consts],
             [moving, held, list(self.seed), consts],
         )
+
+    def _spread(self, by_leaf: Sequence[Any]) -> list[Any]:
+        """Lays arrays over the devices that hold the moving leaves themselves."""
+        return [
+            execution.spread(array, sharding)
+            for array, sharding in zip(by_leaf, self._shardings, strict=True)
+        ]
 
     def lifted_arguments(self, point: Point) -> tuple[Values, Values, Values]:
         """Returns the moving leaves, held values and seed in float64."""
@@ -148,7 +157,7 @@ class Bench:
         """
         at = self._arguments(point)
         seeds = at.seed if seed is None else [widen(value) for value in seed]
-        along = [widen(value) for value in tangents]
+        along = self._spread([widen(value) for value in tangents]) if tangents else []
         results = self._kit.base(at.moving, at.held, seeds, along, at.consts)
         stops = results.pop("stops")  # on the device: only `line` needs them
         found = execution.to_host(results)
@@ -192,7 +201,10 @@ class Bench:
         """
         at = self._arguments(point)
         moved = self._kit.overrunning(overrun)
-        moving, along = execution.on_device(at.moving), execution.on_device(direction)
+        moving = execution.on_device(at.moving)
+        along = execution.on_device(self._spread(direction))
+        if any(self._shardings):
+            stops = execution.to_host(stops)
 
         def values(t: float) -> Values:
             return execution.to_host(
@@ -266,4 +278,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _signature(value: Any) -> tuple[Any, ...]:
-    return jnp.shape(value), str(jnp.result_type(value))
+    sharding = getattr(value, "sharding", None)
+    if sharding is not None and sharding.device_set == {jax.local_devices()[0]}:
+        sharding = None  # as NumPy arrays are placed
+    return np.shape(value), str(jnp.result_type(value)), sharding

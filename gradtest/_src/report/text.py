@@ -94,7 +94,7 @@ def _numbers(finding: Finding) -> list[str]:
     parts = []
     if finding.entry is not None:
         parts.append(_entry(finding, finding.entry))
-    if finding.gap not in _GAPS:
+    if finding.gap not in _GAPS or not math.isfinite(finding.size):
         return parts
     judge = {
         "exact": "rule-free autodiff in float64, confirmed by differences",
@@ -120,13 +120,15 @@ def _entry(finding: Finding, entry: Entry) -> str:
 
 def _others(report: Report, findings: list[Finding], chief: Finding) -> str:
     others = list(dict.fromkeys(f.name for f in findings if f.name != chief.name))
-    right = len({f.name for f in report.findings if f.verdict is Verdict.PASS})
+    bad = {f.name for f in report.findings if f.verdict is not Verdict.PASS}
+    right = len({f.name for f in report.findings if f.mode == "rev"} - bad)
     if not others:
         return f"The other {right} leaves are right." if right > 1 else ""
     named = ", ".join(others[:_OTHERS_NAMED])
     more = f" and {len(others) - _OTHERS_NAMED} more" * (len(others) > _OTHERS_NAMED)
     word = "Wrong" if report.verdict is Verdict.FAIL else "Open"
-    return f"{word} as well: {named}{more}; right: {right}."
+    rest = f"; right: {right}" if right else ""
+    return f"{word} as well: {named}{more}{rest}."
 
 
 def _line(finding: Finding) -> str:
