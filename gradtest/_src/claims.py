@@ -121,7 +121,7 @@ def _claim(
     if variant is not None and variants.only_places_arguments(variant):
         traced = call
     with execution.user_code():
-        jaxpr = jax.make_jaxpr(traced)(*arguments)
+        jaxpr = jaxprs.expand_all(jax.make_jaxpr(traced)(*arguments))
     found = [tuple(aval.shape) for aval in jaxpr.out_avals]
     devices = 0
     if found != shapes:

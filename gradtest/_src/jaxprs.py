@@ -6,17 +6,21 @@ Checked on jax 0.10.2 and 0.12.0; where they differ:
 * `scan` counts its constants and carries by `num_consts` and `num_carry` on 0.10, by
   the lengths of the flat tree `ft_in` on 0.12;
 * a closed program is a `ClosedJaxpr` around a `Jaxpr` on 0.10; on 0.12 there is one
-  `Jaxpr` class, which holds its own constants.
+  `Jaxpr` class, which holds its own constants;
+* `custom_root` is a `custom_jvp` function on 0.10, a high-level primitive on 0.12,
+  which says itself what it stands for (`expand`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -24,9 +28,14 @@ Jaxpr = Any  # jax.extend.core.Jaxpr or ClosedJaxpr: one class from jax 0.12 on
 Eqn = core.JaxprEqn
 
 LINEAR_CALL = "linear_call"
-CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", LINEAR_CALL})
+# From jax 0.11 on: a primitive that expands itself, and has rules of its own.
+HIGH_PRIMITIVE = "call_hi_primitive"
+CUSTOM_RULES = frozenset(
+    {"custom_jvp_call", "custom_vjp_call", LINEAR_CALL, HIGH_PRIMITIVE}
+)
 CALLS = frozenset(
     {"jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint"}
+    | {"eval_jaxpr"}
 )
 # They leave JAX: what they compute is fixed, in the dtypes that they were given.
 FOREIGN = frozenset({"ffi_call", "pure_callback", "io_callback", "custom_call"})
@@ -91,6 +100,8 @@ def programs_in(value: object) -> Iterator[Jaxpr]:
 
 def subprograms(eqn: Eqn) -> Iterator[Jaxpr]:
     """Yields every program in the parameters of an equation."""
+    if eqn.primitive.name == HIGH_PRIMITIVE:
+        yield rule_free_program(eqn)
     for value in eqn.params.values():
         yield from programs_in(value)
 
@@ -294,7 +305,34 @@ def bind(eqn: Eqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]
 
 def rule_free_program(eqn: Eqn) -> Jaxpr:
     """Returns the primal program of a custom-rule call."""
+    if eqn.primitive.name == HIGH_PRIMITIVE:
+        return _expansion(eqn.params["_prim"])
     return eqn.params["callee" if eqn.primitive.name == LINEAR_CALL else "call_jaxpr"]
+
+
+@functools.lru_cache(maxsize=1024)
+def _expansion(primitive: Any) -> Jaxpr:
+    """Traces what a high-level primitive stands for; see `expand_all`."""
+
+    def expand(*flat: Any) -> list[Any]:
+        results = primitive.expand(*primitive.in_tree.unflatten(flat))
+        return jax.tree_util.tree_leaves(results)
+
+    avals = [
+        jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in primitive.in_avals_flat
+    ]
+    return jax.make_jaxpr(expand)(*avals)
+
+
+def expand_all(jaxpr: Jaxpr) -> Jaxpr:
+    """Expands every high-level primitive of a program, and returns the program.
+
+    To expand is to run Python again, so it is done under the settings of the trace
+    itself; from then on the expansions are remembered.
+    """
+    for _ in walk(jaxpr):
+        pass
+    return jaxpr
 
 
 def reached_primitives(jaxpr: Jaxpr, moving: Sequence[bool]) -> set[str]:
@@ -311,9 +349,7 @@ def reached_primitives(jaxpr: Jaxpr, moving: Sequence[bool]) -> set[str]:
 
 def _follow(body: Body, moving: Sequence[bool], found: set[str]) -> list[bool]:
     """Follows moving values through a program; returns which results move."""
-    moves = {
-        var for var, is_moving in zip(body.invars, moving, strict=True) if is_moving
-    }
+    moves = set(itertools.compress(body.invars, moving))
     for eqn in body.eqns:
         operands = [not is_literal(a) and a in moves for a in eqn.invars]
         if not any(operands):
@@ -326,9 +362,7 @@ def _follow(body: Body, moving: Sequence[bool], found: set[str]) -> list[bool]:
         else:
             for program in subprograms(eqn):
                 found |= primitives(program)
-        moves |= {
-            v for v, is_moving in zip(eqn.outvars, results, strict=True) if is_moving
-        }
+        moves |= set(itertools.compress(eqn.outvars, results))
     return [not is_literal(a) and a in moves for a in body.outvars]
 
 

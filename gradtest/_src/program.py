@@ -157,7 +157,9 @@ def trace_program(
 
     with execution.user_code():
         try:
-            jaxpr = jax.make_jaxpr(first_call)(point.moving, point.held)
+            jaxpr = jaxprs.expand_all(
+                jax.make_jaxpr(first_call)(point.moving, point.held)
+            )
         except SlipError:
             raise
         except Exception as error:
