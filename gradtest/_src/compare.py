@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
-from gradtest._src.case import Case, pair, pair_all
-from gradtest._src.differences import Slope
+from gradtest._src.case import NOISE_FLOOR, Case, pair, pair_all
+from gradtest._src.differences import Slope, magnitude
 from gradtest._src.findings import Entry, Finding, Verdict
 from gradtest._src.gaps import LeafGap, as_number, leaf_gap
 from gradtest._src.kinks import NearbyGradients, sample_nearby
@@ -24,6 +24,8 @@ from gradtest._src.primal import value_trouble
 
 # Where error estimates hide more than this part of a slope, nothing is concluded.
 _SWAMPED = 0.05
+# How many directions judge where differences alone can.
+_DIRECTIONS = 3
 # To contradict claim and exact derivative together, a slope must be this much surer.
 _SETTLED_PART = 1e-3
 
@@ -34,11 +36,24 @@ def judge_formula(case: Case) -> list[Finding]:
 
 
 class Confirmation(NamedTuple):
-    """How well slopes agree with a gradient, relative to the slope to be expected."""
+    """How well slopes agree with a gradient.
 
-    size: float
-    allowed: float
+    Attributes:
+      numbers: For each leaf, distance and allowance relative to its own part of the
+        slope: so large a factor error of the leaf would have been seen.
+      is_kink: Whether there is a kink along a direction.
+    """
+
+    numbers: dict[int, tuple[float, float]]
     is_kink: bool
+
+
+def _relative(
+    distance: float, allowed: float, part: float, scale: float
+) -> tuple[float, float]:
+    """Returns distance and allowance relative to a leaf's part of the slope."""
+    unit = abs(part) if abs(part) > NOISE_FLOOR * scale else scale
+    return (distance / unit, allowed / unit) if unit else (0.0, 0.0)
 
 
 class FormulaJudge:
@@ -116,7 +131,7 @@ class FormulaJudge:
         """A pass; without an exact derivative its numbers are those of the slopes."""
         size, allowed = gap.size, gap.allowed
         if self.exact is None:
-            size, allowed = confirmation.size, confirmation.allowed
+            size, allowed = confirmation.numbers[i]
         notes: tuple[str, ...] = (_KINK_NOTE,) if confirmation.is_kink else ()
         notes += (_SILENT_NOTE,) if gap.is_silent else ()
         return self._finding(i, Verdict.PASS, size=size, allowed=allowed, notes=notes)
@@ -126,62 +141,64 @@ class FormulaJudge:
     ) -> Confirmation | None:
         """Compares slopes along a bucket's directions; None where they don't agree."""
         case = self.case
-        worst, is_kink = (0.0, case.rtol), False
-        for k in range(1 if self.exact is not None else 2):
+        numbers = dict.fromkeys(members, (0.0, np.inf))
+        is_kink = False
+        for k in range(1 if self.exact is not None else _DIRECTIONS):
             directions, scale = case.bucket_directions(
                 members, contributions, f"direction {k}"
             )
-            scale = max(scale, self._least_scale())
-            slope = case.measure(directions, scale)
-            scale = max(scale, slope.reach)
+            slope = case.measure(directions, max(scale, self._least_scale()))
+            scale = self._scale(scale, slope)
             allowed = case.rtol * scale + 3 * slope.error
             distance = slope.distance(pair_all(trusted, directions))
             if distance > allowed or allowed > _SWAMPED * scale > 0:
                 return None
             is_kink |= slope.is_kink
-            if scale:
-                worst = max(worst, (distance / scale, allowed / scale))
-        return Confirmation(*worst, is_kink)
+            for i, direction in directions.items():
+                seen = _relative(distance, allowed, pair(trusted[i], direction), scale)
+                numbers[i] = min(numbers[i], seen, key=lambda pair: pair[1])
+        return Confirmation(numbers, is_kink)
 
     def _least_scale(self) -> float:
         """The smallest slope worth seeing, where the gradient is zero."""
         values = self.case.readings.values
-        total = sum(
-            float(np.abs(v * w).sum())
-            for v, w in zip(values, self.case.weights, strict=True)
-        )
-        return 1e-6 * total
+        return 1e-6 * magnitude(values, self.case.weights)
+
+    def _scale(self, expected: float, slope: Slope) -> float:
+        """The size of a slope; where it is zero, what the value does around it."""
+        scale = max(expected, self._least_scale())
+        return scale if scale > NOISE_FLOOR * slope.reach else slope.reach
 
     # --- one leaf alone -------------------------------------------------------------
 
     def _judge_leaf(self, i: int) -> Finding:
         """Measures one leaf along random directions against the claim."""
         case = self.case
-        contribution = float(
-            case.contributions([np.nan_to_num(c) for c in self.claimed])[i]
-        )
-        worst: tuple[float, float] = (0.0, case.rtol)
-        for k in range(2):
+        claimed = [np.nan_to_num(c) for c in self.claimed]
+        contribution = float(case.contributions(claimed)[i])
+        best = (0.0, np.inf)
+        for k in range(_DIRECTIONS):
             direction = case.direction(i, f"leaf {k}")
             slope = case.measure({i: direction}, max(contribution, self._least_scale()))
-            claimed = pair(self.claimed[i], direction)
-            scale = max(contribution, slope.reach, self._least_scale())
+            predicted = pair(self.claimed[i], direction)
+            scale = self._scale(contribution, slope)
             allowed = case.rtol * scale + 3 * slope.error
-            gap = slope.distance(claimed)
-            if gap > allowed:
+            distance = slope.distance(predicted)
+            if distance > allowed:
                 return self._departs(i, direction, slope, allowed)
-            if scale and allowed > _SWAMPED * scale:
+            if allowed > _SWAMPED * scale > 0:
                 return self._finding(
                     i,
                     Verdict.INCONCLUSIVE,
-                    size=gap / scale,
+                    size=distance / scale,
                     allowed=allowed / scale,
                     judged_by="measured",
                     cause=diagnose.noisy(slope, scale),
                 )
-            worst = max(worst, (gap / scale, allowed / scale) if scale else worst)
+            seen = _relative(distance, allowed, predicted, scale)
+            best = min(best, seen, key=lambda pair: pair[1])
         return self._finding(
-            i, Verdict.PASS, size=worst[0], allowed=worst[1], judged_by="measured"
+            i, Verdict.PASS, size=best[0], allowed=best[1], judged_by="measured"
         )
 
     def _departs(
