@@ -166,9 +166,6 @@ def test_sharded_arguments_are_checked_in_an_explicit_mesh(factor):
 
 
 @pytest.mark.devices
-@pytest.mark.xfail(
-    raises=ValueError, reason="cotangents of a lifted shard_map come unsharded"
-)
 def test_a_shard_map_is_checked_in_an_explicit_mesh():
     spec = jax.sharding.PartitionSpec("x")
     with _explicit_mesh(4):

@@ -154,9 +154,24 @@ def _cond(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
     return results[-1]
 
 
+def _laid_out(operand: Any, spec: Any, mesh: Any) -> Any:
+    """Gives an operand the sharding that a region of an explicit mesh asks for.
+
+    JAX's own transposition hands cotangents to a region without asking for it.
+    """
+    explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
+    if not explicit or jax.typeof(operand).sharding.spec == spec:
+        return operand
+    return jax.sharding.reshard(operand, spec)
+
+
 @handles("shard_map")
 def _shard_map(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
     region = jaxprs.read_shard_map(eqn)
+    operands = [
+        _laid_out(operand, spec, region.mesh)
+        for operand, spec in zip(operands, region.in_specs, strict=True)
+    ]
     points = _points(run, eqn, operands)
     audited = run.residual is not None and jaxprs.LINEAR_SOLVE in jaxprs.primitives(
         region.body
