@@ -151,6 +151,23 @@ def _is_missing_mode(error: Exception) -> bool:
     )
 
 
+class Evidence:
+    """What the report tells of all cases, kept without their arrays."""
+
+    def __init__(self) -> None:
+        self.seed: list[Any] = []
+        self.islands: set[str] = set()
+        self.why_no_exact: set[str] = set()
+        self.devices = 0
+
+    def add(self, case: Case) -> None:
+        """Takes note of a case; the first one's cotangents serve the second order."""
+        self.seed = self.seed or case.seed
+        self.islands |= set(case.bench.islands)
+        self.why_no_exact |= {case.bench.why_no_exact} - {""}
+        self.devices = max(self.devices, case.claim.devices)
+
+
 class Check:
     """A function, its claims and the options: runs trials and makes the report."""
 
@@ -173,7 +190,7 @@ class Check:
             self._claims = [claiming(self._programs[0], self._first)]
         except SlipError as error:
             raise TypeError(str(error)) from None
-        self._cases: list[Case] = []
+        self._evidence = Evidence()
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
         return program.trace_program(
@@ -211,14 +228,14 @@ class Check:
                 "`order` 2 needs a reverse mode, which the function does not have: "
                 + "; ".join(self._claims[0].unsupported)
             )
-        second = first.gradient(self._cases[0].seed)
+        second = first.gradient(self._evidence.seed)
         self._programs.append(second)
         self._claims.append(self.claiming(second, point))
 
     def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
         claims = self._claims[level]
         case = self._case(self._programs[level], claims, point, trial)
-        self._cases.append(case)
+        self._evidence.add(case)
         if claims.reverse is None:
             return explain_gaps(case, forward.judge_alone(case), forward.judge_alone)
         found = explain_gaps(case, judge_formula(case), judge_formula)
@@ -297,7 +314,7 @@ class Check:
         with jax.enable_x64(True):
             traced = self._trace(inputs, point)
             if order == 2:
-                seed = [np.asarray(s, np.float64) for s in self._cases[0].seed]
+                seed = [np.asarray(s, np.float64) for s in self._evidence.seed]
                 traced = traced.gradient(seed)
             claims = self.claiming(traced, point)
             return self._case(traced, claims, point, trial, works=False)
@@ -334,24 +351,23 @@ class Check:
 
     def _precision(self) -> list[str]:
         lines = ["precision: everything in float64 (lifted), claim in its own as well"]
-        islands = sorted({name for case in self._cases for name in case.bench.islands})
-        if islands:
+        if self._evidence.islands:
             lines = [
                 "precision: float64 (lifted), but in its own precision ran "
-                + ", ".join(islands)
+                + ", ".join(sorted(self._evidence.islands))
             ]
-        reasons = {case.bench.why_no_exact for case in self._cases} - {""}
-        lines += [f"judged by differences alone: {reason}" for reason in reasons]
-        return lines
+        reasons = sorted(self._evidence.why_no_exact)
+        return lines + [f"judged by differences alone: {reason}" for reason in reasons]
 
     def _notes(self) -> list[str]:
         notes = []
         variant = self.options.variant
         if variant is not None:
             notes.append(f"run under {variants.describe_variant(variant)}")
-        devices = max((case.claim.devices for case in self._cases), default=0)
-        if devices:
-            notes.append(f"the result of each of {devices} devices was checked")
+        if self._evidence.devices:
+            notes.append(
+                f"the result of each of {self._evidence.devices} devices was checked"
+            )
         return notes
 
     def _replay(self, assertion: str, name: str, findings: list[Finding]) -> str:
