@@ -80,8 +80,11 @@ class Compiled:
         function: Callable[..., Any],
         arguments: Sequence[Any],
         settings: Callable[[], contextlib.AbstractContextManager[None]],
+        *,
+        quickly: bool = True,
     ):
         self._settings = settings
+        self._quickly = quickly
         with settings():
             self._lowered: Any = jax.jit(function).lower(*arguments)
         self._lock = threading.Lock()
@@ -95,7 +98,8 @@ class Compiled:
         """Compiles now, if that has not happened yet; other threads may do the same."""
         with self._lock:
             if self._executable is None:
-                self._executable = _compile_quickly(self._lowered)
+                compile_it = _compile_quickly if self._quickly else _compile
+                self._executable = compile_it(self._lowered)
                 self._lowered = None
         return self
 
@@ -104,6 +108,10 @@ class Compiled:
         self.compile()
         with self._settings():
             return self._executable(*arguments)
+
+
+def _compile(lowered: Any) -> Any:
+    return lowered.compile()
 
 
 def _compile_quickly(lowered: Any) -> Any:
@@ -142,8 +150,12 @@ def lifted(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
 
 
 def working(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
-    """Lowers a program in working precision for the default backend."""
-    return Compiled(function, arguments, working_precision)
+    """Lowers a program in working precision for the default backend.
+
+    On an accelerator it is compiled as the user's own programs are.
+    """
+    quickly = jax.default_backend() == "cpu"
+    return Compiled(function, arguments, working_precision, quickly=quickly)
 
 
 def compile_together(programs: Sequence[Compiled]) -> None:
@@ -168,6 +180,19 @@ def spread_of(value: Any) -> Any:
     if not isinstance(value, jax.Array) or len(value.sharding.device_set) < 2:
         return None
     return value.sharding
+
+
+def at_home(value: Any) -> Any:
+    """Returns a key array on the device that lifted programs run on."""
+    if not isinstance(value, jax.Array) or not jax.dtypes.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    ):
+        return value
+    words = np.asarray(jax.random.key_data(value))
+    with float64():
+        return jax.random.wrap_key_data(
+            jax.numpy.asarray(words), impl=jax.random.key_impl(value)
+        )
 
 
 def spread(array: Any, sharding: Any) -> Any:

@@ -127,7 +127,10 @@ class Bench:
         moving = list(point.moving)
         return Arguments(
             self._spread([widen(value) for value in moving]),
-            [execution.spread(widen(v), execution.spread_of(v)) for v in held],
+            [
+                execution.spread(execution.at_home(widen(v)), execution.spread_of(v))
+                for v in held
+            ],
             [widen(value) for value in self.seed],
             [widen(value) for value in consts],
             [moving, held, list(self.seed), consts],
