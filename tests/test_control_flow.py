@@ -51,6 +51,16 @@ def _scan_in_float64(x):
     return lax.scan(step, jnp.zeros_like(x[0]), x, reverse=True)
 
 
+def _power(x):
+    """A loop whose length depends on the value: examples of a batch end apart."""
+    start = (x * 0, x)
+    return lax.while_loop(
+        lambda state: state[0] < 3 + 2 * x,
+        lambda state: (state[0] + 1, state[1] * jnp.sin(x) + lax.stop_gradient(x)),
+        start,
+    )[1]
+
+
 def _while(x):
     def body(state):
         count, value = state
@@ -127,6 +137,8 @@ _CALLS = (
     Row("scan of no steps", lambda x: lax.scan(lambda c, _: (c * 2, c), x, None, 0),
         (_VECTOR,)),
     Row("while", _while, (_VECTOR,)),
+    Row("vmap of a while", jax.vmap(_power), (_VECTOR,)),
+    Row("vmap of a vmap of a while", jax.vmap(jax.vmap(_power)), (_MATRIX,)),
     Row("loops in loops", _nested_loops, (_MATRIX,)),
     Row("map", lambda x: lax.map(jnp.sum, x), (_MATRIX,)),
     Row("cond", _cond, (_VECTOR,)),

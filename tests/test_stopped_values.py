@@ -158,6 +158,19 @@ def test_a_stop_in_a_while_loop_whose_length_depends_on_the_values_is_held():
     assert report.modes == ("fwd",)
 
 
+def test_a_batch_of_loops_that_end_apart_holds_what_each_of_them_stops():
+    def power(x):
+        return lax.while_loop(
+            lambda state: state[0] < 3 + 10 * x,
+            lambda state: (state[0] + 1, state[1] * jnp.sin(x) + _STOP(state[1])),
+            (x * 0, x),
+        )[1]
+
+    report = gradtest.assert_autodiff_matches(jax.vmap(power), jnp.array([0.3, 0.71]))
+    assert report.modes == ("fwd",)
+    assert "values under stop_gradient are held constant" in report.notes
+
+
 def test_second_order_honours_a_stop():
     for fn in (straight, stop_in_scan, log_sum_exp):
         gradtest.assert_autodiff_matches(fn, _X, order=2)

@@ -364,6 +364,8 @@ class Check:
         variant = self.options.variant
         if variant is not None:
             notes.append(f"run under {variants.describe_variant(variant)}")
+        if jaxprs.STOP_GRADIENT in jaxprs.primitives(self._programs[0].jaxpr):
+            notes.append("values under stop_gradient are held constant")
         if self._evidence.devices:
             notes.append(
                 f"the result of each of {self._evidence.devices} devices was checked"

@@ -9,6 +9,7 @@ list of points: one, or the base point and the moved one, whose results it retur
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,8 @@ def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
         ]
 
     def any_alive(state: State) -> Any:
-        return jnp.any(jnp.stack(alive(state)))
+        going = [jnp.any(each) for each in alive(state)]
+        return functools.reduce(jnp.logical_or, going)
 
     def step(state: State) -> State:
         carries, residual = state
@@ -111,9 +113,8 @@ def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
 
     def body(state: State) -> State:
         results, residual = step(state)
-        if len(points) == 1:
+        if not waits:
             return results, residual
-        # The point that is done waits for the other one.
         kept = [
             [_keep(going, old, new) for old, new in zip(carry, result, strict=True)]
             for going, carry, result in zip(
@@ -123,9 +124,10 @@ def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
         return kept, residual
 
     start = ([point[last:] for point in points], run.fork().residual)
-    end = lax.while_loop(
-        any_alive if len(points) > 1 else lambda state: alive(state)[0], body, start
-    )
+    # Of several points, or of the examples that `vmap` made of a loop, those that are
+    # done wait for the others.
+    waits = len(points) > 1 or jaxprs.open_body(loop.cond).outvars[0].aval.shape != ()
+    end = lax.while_loop(any_alive, body, start)
     for _ in range(run.overrun):
         end = step(end)
     carries, residual = end
@@ -134,7 +136,12 @@ def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
 
 
 def _keep(going: Any, old: Any, new: Any) -> Any:
-    return lax.select_n(going, old, new) if hasattr(new, "dtype") else new
+    """Returns the new value where the loop goes on; `going` has its leading axes."""
+    if not hasattr(new, "dtype"):
+        return new
+    if jnp.ndim(going):
+        going = lax.broadcast_in_dim(going, jnp.shape(new), range(jnp.ndim(going)))
+    return lax.select_n(going, old, new)
 
 
 @handles("cond")
