@@ -160,6 +160,18 @@ class Case:
         """Draws a direction for one leaf, of the leaf's own size."""
         return self.sizes[leaf] * widen(self._normal(self.leaves[leaf], purpose))
 
+    def symmetric(self, leaf: int, direction: np.ndarray) -> np.ndarray:
+        """Returns the symmetric part of a direction, for a leaf that is symmetric.
+
+        For any other leaf the direction itself.
+        """
+        value = widen(self.point.moving[leaf])
+        if value.ndim < 2 or value.shape[-1] != value.shape[-2]:
+            return direction
+        if not np.array_equal(value, np.conj(np.swapaxes(value, -1, -2))):
+            return direction
+        return (direction + np.conj(np.swapaxes(direction, -1, -2))) / 2
+
     def _normal(self, leaf: Leaf, purpose: str) -> np.ndarray:
         generator = seeding.generator(self.key, purpose, self.trial, leaf.name)
         return _normal(generator, leaf.shape, leaf.dtype)

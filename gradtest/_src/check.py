@@ -16,7 +16,7 @@ from gradtest._src.case import Case
 from gradtest._src.claims import Claim
 from gradtest._src.compare import judge_formula
 from gradtest._src.execution import SlipError
-from gradtest._src.findings import Finding, Report, Verdict, worst
+from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
 from gradtest._src.lifting import is_inexact
 from gradtest._src.primal import solver_findings, value_findings
@@ -233,6 +233,16 @@ class Check:
         self._claims.append(self.claiming(second, point))
 
     def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
+        found = self._judge_case(level, point, trial)
+        traced = self._programs[level]
+        moving = [True] * len(self.inputs.moving)
+        held = [False] * (len(traced.jaxpr.in_avals) - len(moving))
+        reached = jaxprs.reached_primitives(traced.jaxpr, moving + held)
+        if jaxprs.SAMPLERS.isdisjoint(reached):
+            return found
+        return [_excused(finding) for finding in found]
+
+    def _judge_case(self, level: int, point: Point, trial: int) -> list[Finding]:
         claims = self._claims[level]
         case = self._case(self._programs[level], claims, point, trial)
         self._evidence.add(case)
@@ -380,6 +390,15 @@ class Check:
         at = f"  # trial {bad[0].trial}" if self.options.trials > 1 else ""
         key = seeding.describe(self.options.key)
         return f"gradtest.{assertion}({name}, ..., key={key}{trial}){at}"
+
+
+def _excused(finding: Finding) -> Finding:
+    """Concludes nothing where a sampler's derivative departs from its samples'."""
+    if finding.verdict is Verdict.PASS or finding.gap is not Gap.FORMULA:
+        return finding
+    return dataclasses.replace(
+        finding, verdict=Verdict.INCONCLUSIVE, cause=diagnose.SAMPLER
+    )
 
 
 def _rank(finding: Finding) -> tuple[int, float]:

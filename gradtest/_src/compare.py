@@ -224,6 +224,8 @@ class FormulaJudge:
         if agrees and slope.error > _SETTLED_PART * distance:
             cause = diagnose.noisy(slope, unit)
             return self._finding(i, Verdict.INCONCLUSIVE, cause=cause, **gap)
+        if self._is_right_for_symmetric(i):
+            return self._symmetric_pass(i)
         measured = measured_gradient(case, i, self.claimed[i])
         if measured is not None:
             truth = [*self.claimed[:i], measured, *self.claimed[i + 1 :]]
@@ -233,6 +235,44 @@ class FormulaJudge:
             entry = locate_entry(case, i, self.claimed[i])
             cause = diagnose.slope_cause(self.claimed[i], claimed, slope.value)
         return self._finding(i, Verdict.FAIL, cause=cause, entry=entry, **gap)
+
+    def _symmetric_pass(self, i: int) -> Finding:
+        return self._finding(
+            i,
+            Verdict.PASS,
+            allowed=self.case.rtol,
+            judged_by="measured",
+            notes=(_SYMMETRIC_NOTE,),
+        )
+
+    def _is_right_for_symmetric(self, i: int) -> bool:
+        """Whether a symmetric matrix's gradient is right for symmetric changes of it.
+
+        So are textbook gradients, and JAX's own of functions that read one triangle,
+        Cholesky's among them. Only a claim that is symmetric itself, or that is the
+        exact derivative, is taken for such a one.
+        """
+        case, claimed = self.case, self.claimed[i]
+        if self.exact is None:
+            return False
+        part, exact_part = (case.symmetric(i, g) for g in (claimed, self.exact[i]))
+        limits = {"rtol": case.rtol, "floor": self.floors[i]}
+        is_own = not leaf_gap(claimed, part, **limits).is_exceeded
+        agrees = not leaf_gap(claimed, self.exact[i], **limits).is_exceeded
+        if leaf_gap(part, exact_part, **limits).is_exceeded or not (is_own or agrees):
+            return False
+        scale = float(case.contributions(self.claimed)[i])
+        for k in range(_DIRECTIONS):
+            drawn = case.direction(i, f"symmetric {k}")
+            direction = case.symmetric(i, drawn)
+            if direction is drawn:
+                return False
+            slope = case.measure({i: direction}, scale)
+            allowed = case.rtol * scale + 3 * slope.error
+            gap = slope.distance(pair(self.claimed[i], direction))
+            if gap > allowed or allowed > _SWAMPED * scale:
+                return False
+        return True
 
     def _loop_explains(
         self, i: int, direction: np.ndarray, slope: Slope, distance: float
@@ -254,6 +294,8 @@ class FormulaJudge:
     def _judge_suspect(self, i: int, gap: LeafGap) -> Finding:
         """Measures along the entries in dispute to learn which of the two is right."""
         case = self.case
+        if self._is_right_for_symmetric(i):
+            return self._symmetric_pass(i)
         difference = self.claimed[i] - self.reference[i]
         generator = seeding.generator(
             case.key, "dispute", case.trial, case.leaves[i].name
@@ -353,5 +395,9 @@ class FormulaJudge:
         )
 
 
+_SYMMETRIC_NOTE = (
+    "right for symmetric changes of this symmetric matrix; the function reads a part "
+    "of it, and to single entries the gradient does not apply"
+)
 _SILENT_NOTE = "zero but for rounding, and claimed so"
 _KINK_NOTE = "at a kink: gradients between those of its sides are accepted"

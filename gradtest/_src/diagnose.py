@@ -44,6 +44,13 @@ FORWARD_VALUE = Cause(
 )
 
 
+SAMPLER = Cause(
+    "sampler",
+    "a random sampler (gamma, beta, Dirichlet, Student's t) depends on what is "
+    "differentiated: its derivative is the distribution's, by design, and no "
+    "difference of samples shows it",
+    "hold the sampler's parameters, or check what is computed from the sample alone",
+)
 IMPURE = Cause(
     "impure function",
     "the function gives other results each time it is traced: it draws or reads "

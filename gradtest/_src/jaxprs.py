@@ -39,6 +39,8 @@ CALLS = frozenset(
 )
 # They leave JAX: what they compute is fixed, in the dtypes that they were given.
 FOREIGN = frozenset({"ffi_call", "pure_callback", "io_callback", "custom_call"})
+# Their derivative is that of the distribution, by design, not of the sampler's steps.
+SAMPLERS = frozenset({"random_gamma"})
 WITH_SCALAR_PROGRAM = frozenset(
     {"scatter", "reduce", "reduce_window", "select_and_scatter"}
     | {

@@ -38,7 +38,7 @@ def lifted_dtype(dtype: Any) -> Any:
 
 def is_inexact(dtype: Any) -> bool:
     """Whether values of this dtype can be differentiated."""
-    return bool(jnp.issubdtype(dtype, jnp.inexact))
+    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
 def as_dtype(value: Any, dtype: Any) -> Any:
@@ -291,7 +291,13 @@ def _own_precision(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[An
 
 
 def _bits(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
-    """Keeps the meaning of bits: random floats are made of them."""
+    """Keeps the meaning of bits: random floats are made of them.
+
+    The bits of a float are those of its own dtype: there it can't be lifted.
+    """
+    (source,) = eqn.invars
+    if is_inexact(getattr(source.aval, "dtype", None)):
+        return run.in_own_precision(eqn, operands)
     return jaxprs.bind(eqn, run.narrow(operands, eqn.invars), eqn.params)
 
 
