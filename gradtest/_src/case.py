@@ -23,6 +23,11 @@ from gradtest._src.truth import Bench, Readings
 _BUCKET_SPAN = 1e3
 # Below this part of the largest contribution a gradient is float64 noise.
 NOISE_FLOOR = 1e-11
+# Below this part of the largest contribution, or of the value, differences are blind.
+_FAINT = 1e-9
+_FLOAT64_EPS = float(np.finfo(np.float64).eps)
+# How much of the rounding noise seen once is allowed.
+_NOISE_FACTOR = 64
 
 
 class Case:
@@ -133,8 +138,7 @@ class Case:
     @property
     def noise(self) -> float:
         """Relative noise of the values: float64's, or that of what was not lifted."""
-        float64_eps = float(np.finfo(np.float64).eps)
-        return self.working_eps if self.bench.islands else float64_eps
+        return self.working_eps if self.bench.islands else _FLOAT64_EPS
 
     @functools.cached_property
     def sizes(self) -> list[float]:
@@ -147,14 +151,39 @@ class Case:
             [norm(g) * size for g, size in zip(gradient, self.sizes, strict=True)]
         )
 
-    def floors(self, gradient: Values) -> list[float]:
-        """Returns, for each leaf, the norm below which its gradient is noise."""
-        largest = float(np.max(self.contributions(gradient), initial=0.0))
+    def is_faint(self, contributions: np.ndarray) -> np.ndarray:
+        """Returns which contributions differences of values are blind to.
+
+        They are so small, beside the largest or the value itself, that its rounding
+        drowns what they do.
+        """
+        largest = float(np.max(self.contributions(self.readings.claimed), initial=0.0))
         size = differences.magnitude(self.readings.values, self.weights)
-        floor = max(NOISE_FLOOR * largest, 1e-14 * size)
-        if self.bench.islands:
-            floor = max(floor, self.noise * largest)
-        return [floor / scale for scale in self.sizes]
+        return contributions < _FAINT * max(largest, size)
+
+    def rounding_noise(self) -> list[float]:
+        """Returns how far rounding moves claim and exact derivative, as norms by leaf.
+
+        Measured: both are read again at a point a few units in the last place away. A
+        gradient that is small by itself hardly moves; one that cancels to zero moves by
+        as much as is left of it.
+        """
+        readings = self.readings
+        moving = []
+        for i, value in enumerate(self.point.moving):
+            nudge = np.sign(self.direction(i, "rounding")) * (4 * _FLOAT64_EPS)
+            moving.append(widen(value) * (1 + nudge))
+        near = self.at(Point(tuple(moving), self.point.held)).readings
+        return [
+            _NOISE_FACTOR * (norm(c - near_c) + norm(e - near_e))
+            for c, near_c, e, near_e in zip(
+                readings.claimed,
+                near.claimed,
+                readings.exact or readings.claimed,
+                near.exact or near.claimed,
+                strict=True,
+            )
+        ]
 
     def direction(self, leaf: int, purpose: str) -> np.ndarray:
         """Draws a direction for one leaf, of the leaf's own size."""

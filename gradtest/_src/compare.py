@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
-from gradtest._src.case import NOISE_FLOOR, Case, pair, pair_all
+from gradtest._src.case import NOISE_FLOOR, Case, norm, pair, pair_all
 from gradtest._src.differences import Slope, magnitude
 from gradtest._src.findings import Entry, Finding, Verdict
 from gradtest._src.gaps import LeafGap, as_number, leaf_gap
@@ -66,7 +66,26 @@ class FormulaJudge:
         if self.exact is not None and not all(np.isfinite(e).all() for e in self.exact):
             self.exact = None
         self.reference = self.claimed if self.exact is None else self.exact
-        self.floors = case.floors([np.nan_to_num(g) for g in self.reference])
+        sizes = [
+            case.contributions([np.nan_to_num(g) for g in gradient])
+            for gradient in (self.claimed, self.reference)
+        ]
+        largest = float(np.max(sizes, initial=0.0))
+        blind = case.is_faint(np.maximum(*sizes))
+        self.faint = {int(i) for i in np.flatnonzero(blind)}
+        self.floors = [
+            self._noise[i] if i in self.faint else 0.0 for i in range(len(blind))
+        ]
+        if case.bench.islands:
+            self.floors = [
+                max(floor, case.noise * largest / size)
+                for floor, size in zip(self.floors, case.sizes, strict=True)
+            ]
+        self._beside = [largest / size for size in case.sizes]
+
+    @functools.cached_property
+    def _noise(self) -> list[float]:
+        return self.case.rounding_noise()
 
     def findings(self) -> list[Finding]:
         """Returns the verdict on every leaf."""
@@ -90,12 +109,7 @@ class FormulaJudge:
     # --- the usual way: a few directions for all leaves ---------------------------
 
     def _judge_sound(self) -> dict[int, Finding]:
-        gaps = {
-            i: leaf_gap(c, t, rtol=self.case.rtol, floor=f)
-            for i, (c, t, f) in enumerate(
-                zip(self.claimed, self.reference, self.floors, strict=True)
-            )
-        }
+        gaps = {i: self._gap(i) for i in range(len(self.claimed))}
         suspects = [i for i, gap in gaps.items() if gap.is_exceeded]
         found = {i: self._judge_suspect(i, gaps[i]) for i in suspects}
         trusted = list(self.reference)
@@ -112,7 +126,7 @@ class FormulaJudge:
         case = self.case
         contributions = case.contributions(trusted)
         for i in range(len(contributions)):
-            if i not in leaves:
+            if i not in leaves or i in self.faint:
                 contributions[i] = 0.0
         found: dict[int, Finding] = {}
         for bucket in case.buckets(contributions):
@@ -121,10 +135,12 @@ class FormulaJudge:
                 continue
             confirmation = self._confirm_bucket(members, contributions, trusted)
             for i in members:
-                if confirmation is None:
-                    found[i] = self._judge_leaf(i)
-                else:
+                if confirmation is not None:
                     found[i] = self._confirmed(i, gaps[i], confirmation)
+                    continue
+                found[i] = self._judge_leaf(i)
+                if i in self.faint and found[i].verdict is Verdict.INCONCLUSIVE:
+                    found[i] = self._judge_faint(i, gaps[i])
         return found
 
     def _confirmed(self, i: int, gap: LeafGap, confirmation: Confirmation) -> Finding:
@@ -133,8 +149,27 @@ class FormulaJudge:
         if self.exact is None:
             size, allowed = confirmation.numbers[i]
         notes: tuple[str, ...] = (_KINK_NOTE,) if confirmation.is_kink else ()
-        notes += (_SILENT_NOTE,) if gap.is_silent else ()
+        if gap.is_silent:
+            notes += (_SILENT_NOTE,)
+        elif i in self.faint:
+            notes += (_FAINT_NOTE,)
         return self._finding(i, Verdict.PASS, size=size, allowed=allowed, notes=notes)
+
+    def _judge_faint(self, i: int, gap: LeafGap) -> Finding:
+        """Judges by the exact derivative alone what differences can't see."""
+        if self.exact is None and not gap.is_silent:
+            return self._finding(
+                i, Verdict.INCONCLUSIVE, judged_by="measured", cause=diagnose.FAINT
+            )
+        if gap.is_exceeded:
+            at_kink = self._nearby is not None and self._nearby.varying(i)
+            if at_kink:
+                return self._judge_at_kink(i, gap)
+            return self._wrong(i, gap, notes=(_FAINT_NOTE,))
+        note = _SILENT_NOTE if gap.is_silent else _FAINT_NOTE
+        return self._finding(
+            i, Verdict.PASS, size=gap.size, allowed=gap.allowed, notes=(note,)
+        )
 
     def _confirm_bucket(
         self, members: list[int], contributions: np.ndarray, trusted: list[np.ndarray]
@@ -294,6 +329,8 @@ class FormulaJudge:
     def _judge_suspect(self, i: int, gap: LeafGap) -> Finding:
         """Measures along the entries in dispute to learn which of the two is right."""
         case = self.case
+        if i in self.faint:
+            return self._judge_faint(i, gap)
         if self._is_right_for_symmetric(i):
             return self._symmetric_pass(i)
         difference = self.claimed[i] - self.reference[i]
@@ -310,6 +347,9 @@ class FormulaJudge:
             return self._judge_at_kink(i, gap)
         tolerance = 3 * slope.error + _SWAMPED * separation
         if tolerance > separation / 2:
+            drowned = bool(case.is_faint(np.array([separation]))[0])
+            if drowned and norm(difference) > self._noise[i]:
+                return self._wrong(i, gap, notes=(_FAINT_NOTE,))
             return self._finding(
                 i,
                 Verdict.INCONCLUSIVE,
@@ -365,6 +405,7 @@ class FormulaJudge:
             self.reference[i],
             rtol=self.case.rtol,
             floor=self.floors[i],
+            beside=self._beside[i],
         )
 
     def _not_finite(self, i: int) -> Finding:
@@ -400,4 +441,5 @@ _SYMMETRIC_NOTE = (
     "of it, and to single entries the gradient does not apply"
 )
 _SILENT_NOTE = "zero but for rounding, and claimed so"
+_FAINT_NOTE = "too faint for differences: judged by rule-free autodiff alone"
 _KINK_NOTE = "at a kink: gradients between those of its sides are accepted"

@@ -51,6 +51,12 @@ SAMPLER = Cause(
     "difference of samples shows it",
     "hold the sampler's parameters, or check what is computed from the sample alone",
 )
+FAINT = Cause(
+    "too faint",
+    "the leaf adds so little to the value that rounding hides what it does, and there "
+    "is no rule-free derivative to ask",
+    "check the part of the function that depends on this leaf by itself",
+)
 IMPURE = Cause(
     "impure function",
     "the function gives other results each time it is traced: it draws or reads "

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from gradtest._src.case import NOISE_FLOOR, norm
+from gradtest._src.case import norm
 from gradtest._src.findings import Entry
 
 
@@ -37,7 +37,12 @@ class LeafGap:
 
 
 def leaf_gap(
-    claimed: np.ndarray, truth: np.ndarray, *, rtol: float, floor: float
+    claimed: np.ndarray,
+    truth: np.ndarray,
+    *,
+    rtol: float,
+    floor: float,
+    beside: float = 0.0,
 ) -> LeafGap:
     """Compares two gradients of one leaf, norm-wise and entry by entry.
 
@@ -46,6 +51,7 @@ def leaf_gap(
       truth: What it should be, of the same shape.
       rtol: Allowed relative difference; never scaled by the size of the array.
       floor: Norm below which a difference is noise.
+      beside: Norm that a truth below the floor is told relative to.
     """
     difference = np.abs(claimed - truth)
     size, scale = norm(difference), norm(truth)
@@ -56,7 +62,7 @@ def leaf_gap(
     if size > allowed and not disputed.any():
         disputed = difference >= difference.max()
     is_silent = scale <= floor
-    unit = floor / NOISE_FLOOR if is_silent else scale
+    unit = max(beside, floor) if is_silent else scale
     return LeafGap(
         float(size / unit) if unit else (np.inf if size else 0.0),
         float(allowed / unit) if unit else rtol,
