@@ -26,6 +26,8 @@ NOISE_FLOOR = 1e-11
 # Below this part of the largest contribution, or of the value, differences are blind.
 _FAINT = 1e-9
 _FLOAT64_EPS = float(np.finfo(np.float64).eps)
+# Weights of outputs stay within what every dtype can hold.
+_MOST_BITS = 10
 # How much of the rounding noise seen once is allowed.
 _NOISE_FACTOR = 64
 
@@ -64,7 +66,25 @@ class Case:
         self.bench = Bench(
             program, claim, point, self.seed, forward=forward, works=works
         )
+        if claim.mode == "rev" and len(program.outputs) > 1:
+            self._balance_seed()
         self.rtol = max(rtol, 64 * self.noise) if self.bench.islands else rtol
+
+    def _balance_seed(self) -> None:
+        """Weighs outputs by their own size, so that none hides behind a larger one.
+
+        The weights are powers of two, which round nothing.
+        """
+        tangents = self.tangents if self.bench.forward else ()
+        values = self.bench.read(self.point, tangents=tangents).values
+        for i, (seed, value) in enumerate(zip(self.seed, values, strict=True)):
+            size = _root_mean_square(value)
+            if size > 0 and math.isfinite(size):
+                exponent = int(
+                    np.clip(-round(math.log2(size)), -_MOST_BITS, _MOST_BITS)
+                )
+                self.seed[i] = (seed * 2.0**exponent).astype(seed.dtype)
+        self.bench.reseed(self.seed)
 
     def at(self, point: Point) -> Case:
         """Returns this case at another point, with the same seed and programs."""

@@ -19,7 +19,7 @@ from gradtest._src.execution import SlipError
 from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
 from gradtest._src.lifting import is_inexact
-from gradtest._src.primal import solver_findings, value_findings
+from gradtest._src.primal import linearity_findings, solver_findings, value_findings
 from gradtest._src.program import Program
 from gradtest._src.rounding import judge_rounding
 
@@ -250,6 +250,8 @@ class Check:
             return explain_gaps(case, forward.judge_alone(case), forward.judge_alone)
         found = explain_gaps(case, judge_formula(case), judge_formula)
         pushed = forward.judge_beside_reverse(case)
+        if worst(f.verdict for f in found) is Verdict.INCONCLUSIVE:
+            pushed = []  # it is open for the same reason
         values = value_findings(case)
         if values and self._is_impure(level, point):
             return [
@@ -261,6 +263,7 @@ class Check:
         return [
             *values,
             *judge_rounding(case, found, self.options.rounding_rtol),
+            *linearity_findings(case),
             *solver_findings(case),
             *explain_gaps(case, pushed, forward.judge_beside_reverse),
         ]

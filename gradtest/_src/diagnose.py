@@ -31,6 +31,12 @@ KINK = Cause(
     "told apart from a mistake",
     "move the point off the kink (zeros, ties) or check its entries one at a time",
 )
+TIES = Cause(
+    "ties counted together",
+    "each tied entry alone may carry the gradient, but together they carry more, or "
+    "less, than the function's slope when all of them move",
+    "give the gradient to one of the tied entries, or share it among them",
+)
 LOOSE_SOLVER = Cause(
     "approximate value",
     "the derivative fits the value's definition but not its computed values: a loop "
@@ -63,6 +69,16 @@ IMPURE = Cause(
     "something that is no argument",
     "pass random numbers, keys and data as arguments: then every trace sees the same",
 )
+
+
+def not_linear(factor: float) -> Cause:
+    """Names a rule that is right for the cotangent 1 alone."""
+    return Cause(
+        "not linear in the cotangent",
+        f"with the cotangent {factor:g} in place of 1 the result is not {factor:g} "
+        "times as large",
+        "multiply every term that the rule returns by its cotangent, once",
+    )
 
 
 def not_finite(claimed: np.ndarray) -> Cause:

@@ -30,7 +30,12 @@ _NOISY_RUNGS = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 # A rung pair that agrees to this part of the expected slope settles the matter.
 _SETTLED = 1e-7
 # Where the noise of the values has to be estimated: how many, and how far apart.
-_NOISE_SAMPLES, _SPACING, _NOISY_SPACING = 8, 1e-12, 1e-4
+_NOISE_SAMPLES = 8
+_SPACINGS = (1e-12, 1e-8, 1e-6)
+_NOISY_SPACINGS = (1e-4,)
+# A rung's error, as a part of the expected slope, that asks for no further search; and
+# how sharp the slope of a staircase must be to be believed against flat finer rungs.
+_CONVINCING, _STAIRCASE = 1e-4, 1e-2
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -47,6 +52,7 @@ class Slope:
       outputs: The central difference of each output, unweighted.
       reach: Size of the one-sided slopes at the largest step: what the value does at
         all there, where the slope itself is zero.
+      rungs: The slopes of all steps that were tried.
     """
 
     value: float
@@ -56,6 +62,7 @@ class Slope:
     right: float
     outputs: Values
     reach: float
+    rungs: tuple[float, ...]
 
     @property
     def is_kink(self) -> bool:
@@ -115,6 +122,12 @@ class _Ladder:
         """Returns the error that noise in the values makes at this step."""
         return self.noise / step
 
+    def sampled_noise(self, spacing: float) -> float:
+        """Estimates the noise of the weighted values from samples this far apart."""
+        steps = spacing * (np.arange(_NOISE_SAMPLES) - _NOISE_SAMPLES // 2)
+        values = [weighted(self._line(float(t)), self._weights) for t in steps]
+        return computational_noise(values)
+
     def one_sided(self, step: float, base: Values) -> tuple[float, float]:
         """Returns the slopes from -step to 0 and from 0 to +step."""
         left, right = self.sides(step)
@@ -157,13 +170,38 @@ def measure_slope(
             return _with_sides(
                 ladder, below, _FIRST_RUNGS, fine, error, list(base), scale
             )
-    spacing = _NOISY_SPACING if is_noisy else _SPACING
-    steps = spacing * (np.arange(_NOISE_SAMPLES) - _NOISE_SAMPLES // 2)
-    sampled = [weighted(line(float(t)), weights) for t in steps]
-    ladder.noise = max(noise, 2 * computational_noise(sampled))
     rungs = _NOISY_RUNGS if is_noisy else _ALL_RUNGS
-    step, value, error = _best_rung(ladder, rungs)
+    step, value, error = _descend(ladder, rungs, scale, is_noisy)
     return _with_sides(ladder, step, rungs, value, error, list(base), scale)
+
+
+def _descend(
+    ladder: _Ladder, rungs: Sequence[float], scale: float, is_noisy: bool
+) -> tuple[float, float, float]:
+    """Picks the best rung of the whole ladder, with the noise that is found there.
+
+    Noise shows at the scale where it lives. A value that passes through numbers a
+    billion times as large is a staircase with steps of 1e-7: flat, and so without any
+    noise, at the finest rungs. So where no rung convinces, or the finest ones see
+    nothing at all, the noise is looked for at coarser and coarser spacings.
+    """
+    slopes = [ladder.slope(step) for step in rungs]
+    flat = [step for step in rungs if not any(d.any() for d in ladder.outputs(step))]
+    spacings = _NOISY_SPACINGS if is_noisy else _SPACINGS
+    ladder.noise = max(ladder.noise, 2 * ladder.sampled_noise(spacings[0]))
+    best = _best_rung(ladder, rungs)
+    is_staircase = bool(flat) and any(slopes)
+    if best[2] <= _CONVINCING * scale and not is_staircase:
+        return best
+    kept = [step for step in rungs if step > max(flat, default=0.0)]
+    for spacing in spacings[1:]:
+        ladder.noise = max(ladder.noise, 2 * ladder.sampled_noise(spacing))
+        coarser = _best_rung(ladder, kept) if len(kept) > 1 else best
+        if is_staircase and coarser[2] <= _STAIRCASE * abs(coarser[1]):
+            return coarser
+        if coarser[2] < best[2]:
+            best = coarser
+    return best
 
 
 def _best_rung(ladder: _Ladder, rungs: Sequence[float]) -> tuple[float, float, float]:
@@ -223,7 +261,8 @@ def _with_sides(
     if not (abs(jump) > floor and _persists(ladder, rungs, step, jump, base)):
         left = right = value
     reach = max(map(abs, ladder.one_sided(max(rungs), base)))
-    return Slope(value, error, step, left, right, ladder.outputs(step), reach)
+    tried = tuple(ladder.slope(rung) for rung in rungs)
+    return Slope(value, error, step, left, right, ladder.outputs(step), reach, tried)
 
 
 def _persists(

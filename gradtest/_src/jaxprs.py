@@ -148,6 +148,18 @@ def half_literals(jaxpr: Jaxpr) -> list[Any]:
     return list(found.values())
 
 
+def narrows(jaxpr: Jaxpr) -> bool:
+    """Whether a program rounds any floating value to less than float64."""
+    for eqn in walk(jaxpr):
+        if eqn.params.get("mantissa_bits", 52) < 52:
+            return True
+        for var in eqn.outvars:
+            dtype = getattr(var.aval, "dtype", None)
+            if str(dtype) in ("float32", "complex64", *_HALF):
+                return True
+    return False
+
+
 def nested_consts(jaxpr: Jaxpr) -> list[Any]:
     """Returns the array constants at any depth, each once, in order of appearance."""
     found: dict[int, Any] = {}

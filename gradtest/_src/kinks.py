@@ -4,7 +4,9 @@ A piecewise smooth function has, at a point where pieces meet, the gradient of e
 piece as a limit, and autodiff may return any of them or a value between. One-sided
 slopes along one direction can't tell: where several pieces meet, a valid gradient's
 slope may lie outside of them. So the exact gradient is sampled at points very near,
-where the function is smooth, and every claimed entry must lie between the samples.
+where the function is smooth. Every claimed entry must lie between the samples, and so
+must the entries in dispute taken together: at a tie of two maxima each may have the
+gradient, not both.
 
 Source: J. V. Burke, A. S. Lewis and M. L. Overton, "A robust gradient sampling
 algorithm for nonsmooth, nonconvex optimization", SIAM J. Optim. 15 (2005).
@@ -37,24 +39,39 @@ class NearbyGradients:
       low: Entry-wise minimum of the samples, for each leaf (real and imaginary parts
         apart, along a last axis of length two where the leaf is complex).
       high: The same for the maximum.
+      disputes: For each leaf, the claim minus the exact gradient at the kink itself.
+      projections: The samples' inner products with the disputes, [samples, leaves].
     """
 
     low: Values
     high: Values
+    disputes: Values
+    projections: np.ndarray
 
-    def accepts(self, leaf: int, claimed: np.ndarray, *, strictly: bool) -> bool:
+    def accepts_each(self, leaf: int, claimed: np.ndarray, *, strictly: bool) -> bool:
         """Whether every entry of a claimed gradient lies between the samples.
 
         Args:
           leaf: Position of the leaf.
           claimed: Its claimed gradient.
-          strictly: Otherwise an entry that varies may lie as far outside of the samples
-            as these are apart: where many pieces meet, samples miss the extremes.
+          strictly: Whether the claim departs from the exact derivative. Otherwise an
+            entry may lie as far outside of the samples as any are apart: where many
+            pieces meet, samples miss some of them.
         """
         value, low, high = _real(claimed), self.low[leaf], self.high[leaf]
         slack = self._slack(leaf)
-        margin = slack if strictly else slack + (high - low) * (high - low > slack)
+        margin = slack if strictly else slack + np.max(high - low, initial=0.0)
         return bool(((value >= low - margin) & (value <= high + margin)).all())
+
+    def accepts_together(self, leaf: int, claimed: np.ndarray) -> bool:
+        """Whether the disputed entries, weighted by the dispute, fit the samples."""
+        seen, dispute = self.projections[:, leaf], self.disputes[leaf]
+        value = _inner(dispute, claimed)
+        spread = float(seen.max() - seen.min())
+        slack = _TOLERANCE * (float(np.abs(seen).max()) + abs(value))
+        # Samples miss the extremes of many kinks at once: hence their spread.
+        margin = slack + (spread if spread > slack else 0.0)
+        return bool(seen.min() - margin <= value <= seen.max() + margin)
 
     def nearest(self, leaf: int, claimed: np.ndarray) -> np.ndarray:
         """Returns the gradient between the samples that is nearest to the claimed."""
@@ -73,32 +90,43 @@ class NearbyGradients:
         return _TOLERANCE * np.maximum(largest, usual)
 
 
-def sample_nearby(case: Case) -> NearbyGradients | None:
+def sample_nearby(case: Case, disputes: Values) -> NearbyGradients | None:
     """Samples the exact gradient around the point, in pairs of opposite sides.
+
+    Args:
+      case: The case at the kink.
+      disputes: For each leaf, the claim minus the exact gradient there.
 
     Returns:
       None where there is no exact gradient, or where differences at the first sample
       do not confirm it.
     """
-    samples: list[Values] = []
-    for k in range(_PAIRS):
-        step = [case.direction(i, f"kink {k}") for i in range(len(case.leaves))]
-        for sign in (1, -1):
-            moving = [
-                widen(x) + sign * _DISTANCE * v
-                for x, v in zip(case.point.moving, step, strict=True)
-            ]
-            near = case.at(Point(tuple(moving), case.point.held))
-            exact = near.readings.exact
-            if exact is None or not all(np.isfinite(e).all() for e in exact):
-                return None
-            if not samples and not _confirmed(near, exact):
-                return None
-            samples.append([_real(e) for e in exact])
-    by_leaf = [np.stack(leaf) for leaf in zip(*samples, strict=True)]
-    return NearbyGradients(
-        [leaf.min(axis=0) for leaf in by_leaf], [leaf.max(axis=0) for leaf in by_leaf]
-    )
+    low: Values = []
+    high: Values = []
+    projections: list[list[float]] = []
+    for k in range(2 * _PAIRS):
+        near = case.at(_near(case, k // 2, 1 - 2 * (k % 2)))
+        exact = near.readings.exact
+        if exact is None or not all(np.isfinite(e).all() for e in exact):
+            return None
+        if not k and not _confirmed(near, exact):
+            return None
+        sample = [_real(e) for e in exact]
+        low = [np.minimum(a, s) for a, s in zip(low or sample, sample, strict=True)]
+        high = [np.maximum(a, s) for a, s in zip(high or sample, sample, strict=True)]
+        projections.append([_inner(d, e) for d, e in zip(disputes, exact, strict=True)])
+    return NearbyGradients(low, high, disputes, np.array(projections))
+
+
+def _near(case: Case, k: int, sign: int) -> Point:
+    """Returns a sample's point; of the first pair all entries move alike."""
+    moving = []
+    for i, value in enumerate(case.point.moving):
+        step = case.direction(i, f"kink {k}")
+        if k == 0:
+            step = np.abs(step)
+        moving.append(widen(value) + sign * _DISTANCE * step)
+    return Point(tuple(moving), case.point.held)
 
 
 def _confirmed(near: Case, exact: Values) -> bool:
@@ -109,6 +137,10 @@ def _confirmed(near: Case, exact: Values) -> bool:
     return slope.distance(pair_all(exact, directions)) <= (
         _TOLERANCE * scale + 3 * slope.error
     )
+
+
+def _inner(dispute: np.ndarray, gradient: np.ndarray) -> float:
+    return float(np.sum((np.conj(dispute) * gradient).real))
 
 
 def _real(array: np.ndarray) -> np.ndarray:

@@ -164,6 +164,11 @@ def trace_program(
             raise
         except Exception as error:
             error.add_note("gradtest: raised by `fn` itself, while it was traced.")
+            if isinstance(error, NameError) and "axis name" in str(error):
+                error.add_note(
+                    "gradtest: `fn` is traced by itself, outside of `variant`: an axis "
+                    "that it uses must be bound inside of it."
+                )
             if isinstance(error, jax.errors.ConcretizationTypeError):
                 error.add_note(
                     "gradtest: `fn` must be one that jax.jit accepts: it can't branch "

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from gradtest._src import diagnose
+from gradtest._src import diagnose, jaxprs
 from gradtest._src.case import NOISE_FLOOR, Case, norm
 from gradtest._src.findings import Cause, Finding, Gap, Verdict
 from gradtest._src.program import Values
@@ -27,8 +27,11 @@ def judge_rounding(
     case: Case, findings: list[Finding], rounding_rtol: float | None
 ) -> list[Finding]:
     """Completes the findings on leaves whose formula passed with their rounding gap."""
-    if case.working_eps <= float(np.finfo(np.float64).eps):
-        return findings  # float64 is the widest there is: nothing to compare with
+    is_widest = case.working_eps <= float(np.finfo(np.float64).eps)
+    if is_widest and not jaxprs.narrows(case.claim.jaxpr):
+        return findings  # it is what the lifted claim is: nothing to compare with
+    if is_widest and rounding_rtol is None:
+        rounding_rtol = case.rtol
     lifted = case.readings.claimed
     values, worked = case.bench.read_working(case.point, lifted)
     for output, value in zip(case.program.outputs, values or [], strict=False):
@@ -65,7 +68,8 @@ def _floors(case: Case, lifted: Values, rounding_rtol: float | None) -> list[flo
     # A gradient that is zero by cancellation keeps the rounding of its terms.
     cancelled = 4 * case.working_eps * largest
     return [
-        relative * norm(c) + cancelled / size
+        relative * norm(c)
+        + (cancelled / size if norm(c) * size < NOISE_FLOOR * largest else 0.0)
         for c, size in zip(lifted, case.sizes, strict=True)
     ]
 

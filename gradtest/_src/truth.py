@@ -103,6 +103,11 @@ class Bench:
             self._key, lambda: Kit(program, claim, forward, arguments, works)
         )
 
+    def reseed(self, seed: Values) -> None:
+        """Takes another seed, of the same shapes and dtypes."""
+        self.seed = seed
+        self._last = None
+
     @property
     def islands(self) -> tuple[str, ...]:
         """Names of the primitives that could not be lifted."""

@@ -21,15 +21,39 @@ from gradtest._src.findings import (
 
 Variant = Callable[..., Any]
 
+# Options that number or name the arguments of the function that is transformed.
+_COUNTING = (
+    "static_argnums",
+    "static_argnames",
+    "donate_argnums",
+    "donate_argnames",
+    "static_broadcasted_argnums",
+    "ignore_argnums",
+    "in_axes",
+)
 # These variants only decide where arguments live, which tracing can't see.
 _PLACING = ("without_device", "with_device", "without_jit")
 
 
 def apply_variant(variant: Variant, function: Callable[..., Any]) -> Any:
     """Returns `variant(function)`; a chex variant keeps every device's result."""
+    _check_keywords(variant)
     if _is_chex(variant):
         return variant(function, reduce_fn=None)
     return variant(function)
+
+
+def _check_keywords(variant: Variant) -> None:
+    """Raises TypeError where a variant counts the arguments of the user's function."""
+    while isinstance(variant, functools.partial):
+        for name in _COUNTING:
+            if variant.keywords.get(name) is not None:
+                raise TypeError(
+                    f"`variant` sets {name}, but it is applied to a function of "
+                    "gradtest's own, of arrays alone: leave it out, arguments that are "
+                    "no arrays are static already."
+                )
+        variant = variant.func
 
 
 def only_places_arguments(variant: Variant) -> bool:

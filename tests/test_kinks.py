@@ -1,0 +1,81 @@
+"""At kinks the gradients of the sides are accepted, and what no side has is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradtest
+
+pytestmark = pytest.mark.core
+
+_TIED = jnp.array([1.0, 2.0, 2.0, 0.0])
+_WEIGHTS = jnp.asarray(np.random.default_rng(0).standard_normal(40), jnp.float32)
+
+
+def _all(x):
+    return (x == x.max()).astype(x.dtype)
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [lambda x: _all(x) / 2, lambda x: jax.nn.one_hot(jnp.argmax(x), 4)],
+    ids=["shared", "to the first"],
+)
+def test_the_gradient_of_a_maximum_may_be_shared_or_given_to_one(gradient):
+    report = gradtest.assert_grad_matches(jnp.max, gradient, _TIED)
+    assert "at a kink" in " ".join(report.findings[0].notes)
+
+
+def test_the_gradient_of_a_maximum_may_not_be_given_to_all():
+    with pytest.raises(gradtest.GradientMismatch) as caught:
+        gradtest.assert_grad_matches(jnp.max, _all, _TIED)
+    (finding,) = caught.value.report.findings
+    assert finding.cause.name == "ties counted together"
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
+def test_any_slope_between_the_sides_of_relu_is_right(slope):
+    def fn(x):
+        return jnp.sum(_WEIGHTS * jnp.maximum(x, 0))
+
+    def gradient(x):
+        return _WEIGHTS * jnp.where(x == 0, slope, x > 0).astype(x.dtype)
+
+    gradtest.assert_grad_matches(fn, gradient, jnp.zeros(40))
+
+
+@pytest.mark.parametrize("slope", [-0.25, 1.5])
+def test_a_slope_outside_of_the_sides_of_relu_is_wrong(slope):
+    def fn(x):
+        return jnp.sum(_WEIGHTS * jnp.maximum(x, 0))
+
+    def gradient(x):
+        return _WEIGHTS * jnp.where(x == 0, slope, x > 0).astype(x.dtype)
+
+    with pytest.raises(gradtest.GradientMismatch):
+        gradtest.assert_grad_matches(fn, gradient, jnp.zeros(40).at[0].set(1.0))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jnp.sum(_WEIGHTS[:6] * jnp.sort(x)),
+        lambda x: jnp.sum(jnp.abs(x - 1)),
+        jnp.median,
+        lambda x: jnp.sum(jnp.where(x > 1, x, 2 * x - 1) * _WEIGHTS[:6]),
+    ],
+    ids=["sort", "abs", "median", "where"],
+)
+def test_what_jax_returns_at_a_tie_is_right(fn):
+    gradtest.assert_autodiff_matches(fn, jnp.ones(6))
+
+
+def test_a_mistake_off_the_kink_is_not_excused_by_it():
+    def gradient(x):
+        return jnp.where(x > 0, 1.5, 0.0).astype(x.dtype)
+
+    with pytest.raises(gradtest.GradientMismatch):
+        gradtest.assert_grad_matches(
+            lambda x: jnp.sum(jax.nn.relu(x)), gradient, jnp.array([0.0, 1.0, -1.0])
+        )
