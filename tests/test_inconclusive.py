@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
+from jax.experimental.ode import odeint
 
 import gradtest
 
@@ -63,6 +65,54 @@ def test_an_oscillation_finer_than_any_step_is_noise():
         return jnp.sum(x + 1e-3 * jnp.sin(1e10 * x))
 
     assert _cause(fn, jnp.linspace(0.5, 2.0, 4), name="x") == "noise too high"
+
+
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-4])
+def test_a_loose_solver_is_left_open_and_a_tight_one_is_right(tolerance):
+    def fn(tolerance):
+        def decay(y, t, k):
+            return -k * y
+
+        times = jnp.array([0.0, 0.5, 1.0])
+        return lambda y, k: odeint(decay, y, times, k, rtol=tolerance, atol=tolerance)[
+            -1
+        ]
+
+    y = jnp.array([1.0, 0.4])
+    gradtest.assert_autodiff_matches(fn(1e-8), y, 0.7)
+    with pytest.raises(gradtest.GradientInconclusive) as caught:
+        gradtest.assert_autodiff_matches(fn(tolerance), y, 0.7)
+    assert caught.value.report.leaf("k").cause.name == "approximate value"
+
+
+@pytest.mark.parametrize("key", range(3))
+def test_a_wrong_rule_of_a_loop_that_counts_is_no_loose_solver(key):
+    def fn(x):
+        return lax.while_loop(
+            lambda state: state[0] < 3,
+            lambda state: (state[0] + 1, jnp.sin(state[1])),
+            (0, x),
+        )[1]
+
+    def backward(x, g):
+        for _ in range(3):
+            g, x = g * jnp.cos(x), jnp.sin(x)
+        return (1.1 * g,)
+
+    rule = jax.custom_vjp(fn)
+    rule.defvjp(lambda x: (fn(x), x), backward)
+    with pytest.raises(gradtest.GradientMismatch, match=r"1\.1 times too large"):
+        gradtest.assert_autodiff_matches(rule, jnp.linspace(0.2, 1.0, 4), key=key)
+
+
+def test_padded_rows_with_a_large_negative_bias_are_right():
+    logits = jnp.array([[0.5, -1.2, 0.3], [0.1, 0.4, -0.7]])
+    padding = jnp.array([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+
+    def fn(logits):
+        return jnp.sum(jax.nn.softmax(logits - 1e9 * padding) * jnp.arange(3.0))
+
+    gradtest.assert_autodiff_matches(fn, logits)
 
 
 def test_an_inconclusive_check_can_warn_instead():

@@ -159,15 +159,13 @@ is.
     "several leaves": (
         _several_leaves,
         """\
-assert_grad_matches failed: the gradient of loss is wrong at params['w'] (float32[2, \
-2]).
-  params['w'][1, 0]: claimed 0, true 6.
+assert_grad_matches failed: the gradient of loss is wrong at params['b'] (float32[2]).
+  params['b'][0]: claimed 1.5, true 0.75.
   relative gap 1, allowed 2e-06; judged by rule-free autodiff in float64, confirmed \
 by differences.
-  Likely cause: the claimed gradient is zero in every entry, the true one is not.
-  Try: return this leaf's cotangent from the rule; look for a missing term, a \
-stop_gradient, or zeros_like.
-  Wrong as well: params['b'].
+  Likely cause: it is 2 times too large in all 2 entries.
+  Try: multiply by 0.5; look for a missing or doubled factor, or a sum where a mean is.
+  Wrong as well: params['w'].
   Replay: gradtest.assert_grad_matches(loss, ..., key=0)""",
     ),
     "a transposed matrix": (
@@ -260,16 +258,16 @@ by differences.
 stop_gradient, or zeros_like.
   Replay: gradtest.assert_autodiff_matches(cube, ..., key=0)""",
     ),
-    "a later trial": (
+    "several trials": (
         _last_trial,
         """\
 assert_grad_matches failed: the gradient of cube_sum is wrong at x (float32[]).
-  x: claimed -0.187306, true 0.187306.
+  x: claimed -3.57169, true 3.57169.
   relative gap 2, allowed 2e-06; judged by rule-free autodiff in float64, confirmed \
 by differences.
   Likely cause: the sign is flipped: claimed = -1 x true in its one entry.
   Try: negate the result.
-  Replay: gradtest.assert_grad_matches(cube_sum, ..., key=4, trials=4)  # trial 3""",
+  Replay: gradtest.assert_grad_matches(cube_sum, ..., key=4, trials=4)  # trial 0""",
     ),
 }
 

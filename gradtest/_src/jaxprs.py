@@ -160,6 +160,26 @@ def narrows(jaxpr: Jaxpr) -> bool:
     return False
 
 
+def has_loop_on_floats(jaxpr: Jaxpr) -> bool:
+    """Whether a `while` loop goes on for as long as floating values say.
+
+    So do solvers that stop at a tolerance; a loop that counts does not.
+    """
+    return any(
+        is_floating(atom)
+        for eqn in walk(jaxpr)
+        if eqn.primitive.name == "while"
+        for inner in walk(read_while(eqn).cond)
+        for atom in inner.invars
+    )
+
+
+def is_floating(atom: Any) -> bool:
+    """Whether an operand is an array of floating numbers."""
+    dtype = getattr(atom.aval, "dtype", None)
+    return dtype is not None and bool(jax.numpy.issubdtype(dtype, np.inexact))
+
+
 def nested_consts(jaxpr: Jaxpr) -> list[Any]:
     """Returns the array constants at any depth, each once, in order of appearance."""
     found: dict[int, Any] = {}
