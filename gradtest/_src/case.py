@@ -90,7 +90,7 @@ class Case:
         """Returns this case at another point, with the same seed and programs."""
         moved = copy.copy(self)
         moved.point = point
-        for name in ("readings", "sizes", "retraced"):
+        for name in ("readings", "sizes", "retraced", "_nudged"):
             moved.__dict__.pop(name, None)
         return moved
 
@@ -181,29 +181,27 @@ class Case:
         size = differences.magnitude(self.readings.values, self.weights)
         return contributions < _FAINT * max(largest, size)
 
-    def rounding_noise(self) -> list[float]:
-        """Returns how far rounding moves claim and exact derivative, as norms by leaf.
+    @functools.cached_property
+    def _nudged(self) -> Readings:
+        """The readings at a point a few units in the last place away."""
+        moving = []
+        for i, value in enumerate(self.point.moving):
+            nudge = np.sign(self.direction(i, "rounding")) * (4 * _FLOAT64_EPS)
+            moving.append(widen(value) * (1 + nudge))
+        return self.at(Point(tuple(moving), self.point.held)).readings
+
+    def rounding_noise(self, leaf: int) -> float:
+        """Returns how far rounding moves a leaf's claim and exact derivative: a norm.
 
         Measured: both are read again at a point a few units in the last place away. A
         gradient that is small by itself hardly moves; one that cancels to zero moves by
         as much as is left of it.
         """
-        readings = self.readings
-        moving = []
-        for i, value in enumerate(self.point.moving):
-            nudge = np.sign(self.direction(i, "rounding")) * (4 * _FLOAT64_EPS)
-            moving.append(widen(value) * (1 + nudge))
-        near = self.at(Point(tuple(moving), self.point.held)).readings
-        return [
-            _NOISE_FACTOR * (norm(c - near_c) + norm(e - near_e))
-            for c, near_c, e, near_e in zip(
-                readings.claimed,
-                near.claimed,
-                readings.exact or readings.claimed,
-                near.exact or near.claimed,
-                strict=True,
-            )
-        ]
+        here, near = self.readings, self._nudged
+        noise = norm(here.claimed[leaf] - near.claimed[leaf])
+        if here.exact is not None and near.exact is not None:
+            noise += norm(here.exact[leaf] - near.exact[leaf])
+        return _NOISE_FACTOR * noise
 
     def direction(self, leaf: int, purpose: str) -> np.ndarray:
         """Draws a direction for one leaf, of the leaf's own size."""

@@ -66,15 +66,15 @@ class FormulaJudge:
         if self.exact is not None and not all(np.isfinite(e).all() for e in self.exact):
             self.exact = None
         self.reference = self.claimed if self.exact is None else self.exact
-        sizes = [
-            case.contributions([np.nan_to_num(g) for g in gradient])
-            for gradient in (self.claimed, self.reference)
-        ]
+        sizes = [case.contributions([np.nan_to_num(g) for g in self.claimed])]
+        if self.reference is not self.claimed:
+            sizes.append(case.contributions(self.reference))
         largest = float(np.max(sizes, initial=0.0))
-        blind = case.is_faint(np.maximum(*sizes))
+        blind = case.is_faint(np.max(sizes, axis=0))
         self.faint = {int(i) for i in np.flatnonzero(blind)}
         self.floors = [
-            self._noise[i] if i in self.faint else 0.0 for i in range(len(blind))
+            case.rounding_noise(i) if i in self.faint else 0.0
+            for i in range(len(blind))
         ]
         if case.bench.islands:
             self.floors = [
@@ -82,10 +82,6 @@ class FormulaJudge:
                 for floor, size in zip(self.floors, case.sizes, strict=True)
             ]
         self._beside = [largest / size for size in case.sizes]
-
-    @functools.cached_property
-    def _noise(self) -> list[float]:
-        return self.case.rounding_noise()
 
     def findings(self) -> list[Finding]:
         """Returns the verdict on every leaf."""
@@ -351,7 +347,7 @@ class FormulaJudge:
         tolerance = 3 * slope.error + _SWAMPED * separation
         if tolerance > separation / 2:
             drowned = bool(case.is_faint(np.array([separation]))[0])
-            if drowned and norm(difference) > self._noise[i]:
+            if drowned and norm(difference) > case.rounding_noise(i):
                 return self._wrong(i, gap, notes=(_FAINT_NOTE,))
             return self._finding(
                 i,

@@ -22,8 +22,9 @@ import numpy as np
 Values = list[np.ndarray]
 Line = Callable[[float], Values]
 
-# The usual two rungs, then those above and below them.
-_FIRST_RUNGS = (3e-5, 3e-6)
+# The usual two rungs; then one above them, for noise, and one below, for kinks; then
+# the whole ladder.
+_FIRST_PAIRS = ((3e-5, 3e-6), (3e-4, 3e-5), (3e-6, 3e-7))
 _ALL_RUNGS = (3e-3, 3e-4, 3e-5, 3e-6, 3e-7, 3e-8, 3e-9, 3e-10, 3e-11)
 # Values with float32 noise need steps that stand out of it.
 _NOISY_RUNGS = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
@@ -162,14 +163,11 @@ def measure_slope(
     weights = list(weights)
     noise = 2 * _EPS * magnitude(base, weights)
     ladder = _Ladder(line, weights, noise)
-    if not is_noisy:
-        above, below = _FIRST_RUNGS
-        coarse, fine = ladder.slope(above), ladder.slope(below)
-        error = abs(coarse - fine) + ladder.rounding(below)
+    for pair in () if is_noisy else _FIRST_PAIRS:
+        coarse, fine = (ladder.slope(step) for step in pair)
+        error = abs(coarse - fine) + ladder.rounding(pair[1])
         if error <= _SETTLED * max(scale, abs(fine)):
-            return _with_sides(
-                ladder, below, _FIRST_RUNGS, fine, error, list(base), scale
-            )
+            return _with_sides(ladder, pair[1], pair, fine, error, list(base), scale)
     rungs = _NOISY_RUNGS if is_noisy else _ALL_RUNGS
     step, value, error = _descend(ladder, rungs, scale, is_noisy)
     return _with_sides(ladder, step, rungs, value, error, list(base), scale)
