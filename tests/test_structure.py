@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gradtest._src import jaxprs
+from gradtest._src import dataflow, jaxprs
 from gradtest._src.structure import structure_key
 
 pytestmark = pytest.mark.core
@@ -183,7 +183,7 @@ def test_a_stop_that_feeds_only_a_solver_is_told_from_others():
     matrix = np.eye(4, dtype=np.float32) * 2
 
     def stops(fn):
-        return len(jaxprs.solver_only_stops(jax.make_jaxpr(fn)(matrix, _X)))
+        return len(dataflow.solver_only_stops(jax.make_jaxpr(fn)(matrix, _X)))
 
     assert stops(jnp.linalg.solve) > 0
     assert stops(lambda a, b: lax.stop_gradient(a) @ b) == 0

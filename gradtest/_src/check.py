@@ -10,7 +10,15 @@ import jax
 import numpy as np
 
 from gradtest._src import claims as _claims
-from gradtest._src import diagnose, forward, jaxprs, program, seeding, variants
+from gradtest._src import (
+    dataflow,
+    diagnose,
+    forward,
+    jaxprs,
+    program,
+    seeding,
+    variants,
+)
 from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
 from gradtest._src.claims import Claim
@@ -237,7 +245,7 @@ class Check:
         traced = self._programs[level]
         moving = [True] * len(self.inputs.moving)
         held = [False] * (len(traced.jaxpr.in_avals) - len(moving))
-        reached = jaxprs.reached_primitives(traced.jaxpr, moving + held)
+        reached = dataflow.reached_primitives(traced.jaxpr, moving + held)
         if jaxprs.SAMPLERS.isdisjoint(reached):
             return found
         return [_excused(finding) for finding in found]

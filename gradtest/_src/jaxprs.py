@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -119,11 +118,6 @@ def walk(jaxpr: Jaxpr) -> Iterator[Eqn]:
 def primitives(jaxpr: Jaxpr) -> frozenset[str]:
     """Returns the names of all primitives that a program uses, at any depth."""
     return frozenset(eqn.primitive.name for eqn in walk(jaxpr))
-
-
-def out_dtypes(jaxpr: Jaxpr) -> list[Any]:
-    """Returns the dtype of each result of a program."""
-    return [aval.dtype for aval in jaxpr.out_avals]
 
 
 def is_literal(atom: object) -> bool:
@@ -288,7 +282,7 @@ def read_linear_solve(
     )
 
 
-def _solver_const_slots(eqn: Eqn) -> range:
+def solver_const_slots(eqn: Eqn) -> range:
     """The operands of a `custom_linear_solve` that only its solvers read."""
     lengths = eqn.params["const_lengths"]
     start = lengths.matvec + lengths.vecmat
@@ -367,94 +361,3 @@ def expand_all(jaxpr: Jaxpr) -> Jaxpr:
     for _ in walk(jaxpr):
         pass
     return jaxpr
-
-
-def reached_primitives(jaxpr: Jaxpr, moving: Sequence[bool]) -> set[str]:
-    """Returns the names of the primitives whose operands depend on moving inputs.
-
-    Args:
-      jaxpr: The program.
-      moving: For each of its inputs, whether it moves.
-    """
-    found: set[str] = set()
-    _follow(open_body(jaxpr), moving, found)
-    return found
-
-
-def _follow(body: Body, moving: Sequence[bool], found: set[str]) -> list[bool]:
-    """Follows moving values through a program; returns which results move."""
-    moves = set(itertools.compress(body.invars, moving))
-    for eqn in body.eqns:
-        operands = [not is_literal(a) and a in moves for a in eqn.invars]
-        if not any(operands):
-            continue
-        found.add(eqn.primitive.name)
-        results = [True] * len(eqn.outvars)
-        if eqn.primitive.name in CALLS or eqn.primitive.name in CUSTOM_RULES:
-            inner = open_body(next(iter(subprograms(eqn))))
-            results = _follow(inner, operands, found)
-        else:
-            for program in subprograms(eqn):
-                found |= primitives(program)
-        moves |= set(itertools.compress(eqn.outvars, results))
-    return [not is_literal(a) and a in moves for a in body.outvars]
-
-
-# --- stopped values ---------------------------------------------------------------
-
-
-def solver_only_stops(jaxpr: Jaxpr) -> set[int]:
-    """Finds the `stop_gradient` equations that feed nothing but linear solvers.
-
-    `jnp.linalg.solve` hides its LU factors from differentiation in this way: they
-    follow the matrix, so a difference quotient must move them too.
-
-    Returns:
-      The `id` of each such equation, at any depth of `jit` nesting.
-    """
-    found: set[int] = set()
-    body = open_body(jaxpr)
-    _live_inputs(body, [True] * len(body.outvars), found)
-    for eqn in walk(jaxpr):
-        if eqn.primitive.name in _LOOPS:
-            for inner in subprograms(eqn):
-                found |= solver_only_stops(inner)
-    return found
-
-
-_LOOPS = frozenset({"scan", "while", "cond", "shard_map"})
-
-
-def _live_inputs(body: Body, live_out: Sequence[bool], found: set[int]) -> list[bool]:
-    """Marks which inputs reach a live result otherwise than through a solver."""
-    live = {
-        var
-        for var, is_live in zip(body.outvars, live_out, strict=True)
-        if is_live and not is_literal(var)
-    }
-    for eqn in reversed(body.eqns):
-        outs = [var in live for var in eqn.outvars]
-        if not any(outs):
-            if eqn.primitive.name == STOP_GRADIENT:
-                found.add(id(eqn))
-            if eqn.primitive.name not in CALLS:
-                continue
-        operands = _live_operands(eqn, outs, found)
-        live |= {
-            var
-            for var, is_live in zip(eqn.invars, operands, strict=True)
-            if is_live and not is_literal(var)
-        }
-    return [var in live for var in body.invars]
-
-
-def _live_operands(eqn: Eqn, outs: list[bool], found: set[int]) -> list[bool]:
-    """Marks which operands of one equation are live, given its live results."""
-    name = eqn.primitive.name
-    if name == LINEAR_SOLVE:
-        slots = _solver_const_slots(eqn)
-        return [i not in slots for i in range(len(eqn.invars))]
-    if name in CALLS or name in CUSTOM_RULES:
-        inner = next(iter(subprograms(eqn)))
-        return _live_inputs(open_body(inner), outs, found)
-    return [True] * len(eqn.invars)

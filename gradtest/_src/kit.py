@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import control_flow as _control_flow  # noqa: F401  registers
-from gradtest._src import execution, jaxprs, solvers
+from gradtest._src import dataflow, execution, jaxprs, solvers
 from gradtest._src.claims import Claim
 from gradtest._src.lifting import Evaluator, Recorder, Replayer
 from gradtest._src.program import Program, Values, derivative
@@ -86,7 +86,7 @@ class Kit:
         self, program: Program, claim: Claim, forward: Claim | None
     ) -> tuple[Any, Any, Any]:
         shares = shares_exact(program, claim)
-        solver_only = frozenset(jaxprs.solver_only_stops(program.jaxpr))
+        solver_only = frozenset(dataflow.solver_only_stops(program.jaxpr))
         audit = None
         if jaxprs.LINEAR_SOLVE in jaxprs.primitives(claim.jaxpr):
             audit = solvers.classify(solvers.forward_solvers(program.jaxpr))
@@ -227,7 +227,7 @@ def _reached(program: Program, claim: Claim, leaves: int, seeds: int) -> set[str
     for jaxpr, ends in ((program.jaxpr, 0), (claim.jaxpr, seeds)):
         held = len(jaxpr.in_avals) - leaves - ends
         moving = [True] * leaves + [False] * held + [True] * ends
-        found |= jaxprs.reached_primitives(jaxpr, moving)
+        found |= dataflow.reached_primitives(jaxpr, moving)
     return found
 
 
