@@ -81,11 +81,6 @@ class Inputs:
         """The leaves of one role, in tree order."""
         return tuple(leaf for leaf in self.leaves if leaf.role is role)
 
-    @property
-    def is_drawn(self) -> bool:
-        """Whether any leaf is drawn anew in each trial."""
-        return any(_is_drawn(leaf.source) for leaf in self.leaves)
-
     def draw(self, key: Key, trial: int) -> Point:
         """Returns the values of one trial; leaves given as values stay as given."""
         values = [
