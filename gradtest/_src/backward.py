@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import (
@@ -91,7 +90,11 @@ class Backward:
         if self.program.is_scalar:
             return claims.output_seed(self.program)
         return [
-            _normal(seeding.generator(self.options.key, "cotangent", trial, i), out)
+            seeding.normal(
+                seeding.generator(self.options.key, "cotangent", trial, i),
+                out.shape,
+                out.dtype,
+            )
             for i, out in enumerate(self.program.outputs)
         ]
 
@@ -165,13 +168,6 @@ class Backward:
             elif not np.prod(leaf.shape):
                 lines.append(f"{leaf.name} ({kind}: has no entries)")
         return lines
-
-
-def _normal(generator: np.random.Generator, out: program.Output) -> np.ndarray:
-    draw = generator.standard_normal(out.shape, dtype=np.float32)
-    if jnp.issubdtype(out.dtype, jnp.complexfloating):
-        draw = draw + 1j * generator.standard_normal(out.shape, dtype=np.float32)
-    return np.asarray(draw).astype(out.dtype)
 
 
 def _name(fn: Callable[..., Any]) -> str:

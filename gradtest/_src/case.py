@@ -103,7 +103,7 @@ class Case:
         if self.program.is_scalar:
             return [np.ones((), dtype=self.program.outputs[0].dtype)]
         return [
-            _normal(
+            seeding.normal(
                 seeding.generator(self.key, "cotangent", self.trial, i),
                 out.shape,
                 out.dtype,
@@ -128,7 +128,7 @@ class Case:
             return [widen(value) for value in self.seed]
         return [
             widen(
-                _normal(
+                seeding.normal(
                     seeding.generator(self.key, "cotangent", self.trial, i),
                     out.shape,
                     out.dtype,
@@ -221,7 +221,7 @@ class Case:
 
     def _normal(self, leaf: Leaf, purpose: str) -> np.ndarray:
         generator = seeding.generator(self.key, purpose, self.trial, leaf.name)
-        return _normal(generator, leaf.shape, leaf.dtype)
+        return seeding.normal(generator, leaf.shape, leaf.dtype)
 
     def measure(
         self, directions: Mapping[int, np.ndarray], scale: float, *, overrun: int = 0
@@ -308,13 +308,3 @@ def _root_mean_square(value: Any) -> float:
 
 def _wide(dtype: Any) -> Any:
     return np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64
-
-
-def _normal(
-    generator: np.random.Generator, shape: tuple[int, ...], dtype: Any
-) -> np.ndarray:
-    """Draws normal numbers of a dtype; complex ones with independent parts."""
-    draw = generator.standard_normal(shape, dtype=np.float32)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        draw = draw + 1j * generator.standard_normal(shape, dtype=np.float32)
-    return np.asarray(draw).astype(dtype)

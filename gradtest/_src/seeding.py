@@ -2,6 +2,7 @@
 
 import hashlib
 import operator
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,6 +47,16 @@ def generator(key: jax.Array | int, *context: str | int) -> np.random.Generator:
         digest.update(part)
     words = int.from_bytes(digest.digest()[:16], "little")
     return np.random.Generator(np.random.Philox(key=words))
+
+
+def normal(
+    generator: np.random.Generator, shape: tuple[int, ...], dtype: Any
+) -> np.ndarray:
+    """Draws normal numbers of a dtype; complex ones with independent parts."""
+    draw = generator.standard_normal(shape, dtype=np.float32)
+    if jax.numpy.issubdtype(dtype, np.complexfloating):
+        draw = draw + 1j * generator.standard_normal(shape, dtype=np.float32)
+    return np.asarray(draw).astype(dtype)
 
 
 def describe(key: jax.Array | int) -> str:
