@@ -18,35 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradtest._src import jaxprs
+from gradtest._src import pallas as _pallas  # noqa: F401  registers
 from gradtest._src.jaxprs import Eqn, Jaxpr
-from gradtest._src.lifting import (
-    Evaluator,
-    Recorder,
-    evaluate_pair,
-    handles,
-    stops_inside,
-)
-
-Points = list[list[Any]]
-
-
-def _points(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Points:
-    """Returns the operands at each point that has to be evaluated together."""
-    if not stops_inside(run, eqn):
-        return [operands]
-    if isinstance(run.stops, Recorder):
-        run.stops.keep(operands)
-        return [operands]
-    assert run.stops is not None
-    return [run.stops.take(), operands]
-
-
-def _at_points(run: Evaluator, program: Jaxpr, points: Points) -> tuple[Points, Any]:
-    """Evaluates a body at each point; returns the results and the solver audit."""
-    inner = run.fork(stops=None)
-    if len(points) == 1:
-        return [inner(program, points[0])], inner.residual
-    return list(evaluate_pair(inner, program, *points)), inner.residual
+from gradtest._src.lifting import Evaluator, Points, at_points, handles, points_of
 
 
 def _note_residual(run: Evaluator, residual: Any) -> None:
@@ -57,7 +31,7 @@ def _note_residual(run: Evaluator, residual: Any) -> None:
 @handles("scan")
 def _scan(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
     scan = jaxprs.read_scan(eqn)
-    points = _points(run, eqn, operands)
+    points = points_of(run, eqn, operands)
     first, last = scan.num_consts, scan.num_consts + scan.num_carry
 
     def body(carry: Points, xs: Points) -> tuple[Points, Any]:
@@ -65,7 +39,7 @@ def _scan(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
             [*point[:first], *c, *x]
             for point, c, x in zip(points, carry, xs, strict=True)
         ]
-        results, residual = _at_points(run, scan.body, args)
+        results, residual = at_points(run, scan.body, args)
         carry = [result[: scan.num_carry] for result in results]
         return carry, ([result[scan.num_carry :] for result in results], residual)
 
@@ -85,7 +59,7 @@ def _scan(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
 @handles("while")
 def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
     loop = jaxprs.read_while(eqn)
-    points = _points(run, eqn, operands)
+    points = points_of(run, eqn, operands)
     first, last = loop.cond_nconsts, loop.cond_nconsts + loop.body_nconsts
     State = tuple[Points, Any]
 
@@ -106,7 +80,7 @@ def _while(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
             [*point[first:last], *carry]
             for point, carry in zip(points, carries, strict=True)
         ]
-        results, new_residual = _at_points(run, loop.body, args)
+        results, new_residual = at_points(run, loop.body, args)
         if residual is not None:
             residual = jnp.maximum(residual, new_residual)
         return results, residual
@@ -146,11 +120,11 @@ def _keep(going: Any, old: Any, new: Any) -> Any:
 
 @handles("cond")
 def _cond(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
-    points = _points(run, eqn, operands)
+    points = points_of(run, eqn, operands)
     index = operands[0]
 
     def branch(program: Jaxpr) -> Any:
-        return lambda args: _at_points(run, program, args)
+        return lambda args: at_points(run, program, args)
 
     results, residual = lax.switch(
         index,
@@ -179,13 +153,13 @@ def _shard_map(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
         _laid_out(operand, spec, region.mesh)
         for operand, spec in zip(operands, region.in_specs, strict=True)
     ]
-    points = _points(run, eqn, operands)
+    points = points_of(run, eqn, operands)
     audited = run.residual is not None and jaxprs.LINEAR_SOLVE in jaxprs.primitives(
         region.body
     )
 
     def body(*points: list[Any]) -> tuple[Points, Any]:
-        results, residual = _at_points(run, region.body, [list(p) for p in points])
+        results, residual = at_points(run, region.body, [list(p) for p in points])
         if not audited:
             return results, None
         return results, lax.pmax(residual, tuple(region.axis_names))

@@ -12,7 +12,7 @@ remembered by name: see `Evaluator.islands`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ from gradtest._src import jaxprs
 from gradtest._src.jaxprs import Eqn, Jaxpr
 
 Handler = Callable[["Evaluator", Eqn, list[Any]], Sequence[Any]]
+# The operands, or results, at each point that is evaluated: see `points_of`.
+Points = list[list[Any]]
 
 
 def lifted_dtype(dtype: Any) -> Any:
@@ -70,6 +72,9 @@ class Evaluator:
         derivatives and nothing else. See `Recorder` and `Replayer`.
       overrun: How many steps each `while` loop goes on after it has ended.
       islands: Names of the primitives that ran in their own precision.
+      place: Inside a Pallas kernel, where in the grid it runs; see `grid.Place`.
+      declared: What stands in for custom rules that differ on purpose, by the `id` of
+        their call; see `stand_ins.StandIn`.
       residual: Under a `solver_audit`, the largest relative residual of the linear
         solves met, float64[4] by `solvers.SolveKind`; None otherwise.
     """
@@ -85,6 +90,8 @@ class Evaluator:
         literals: dict[int, Any] | None = None,
         overrun: int = 0,
         islands: set[str] | None = None,
+        place: Any = None,
+        declared: Mapping[int, Any] | None = None,
     ):
         self.wide = wide
         self.hoisted = hoisted or {}
@@ -94,6 +101,8 @@ class Evaluator:
         self.literals = literals or {}
         self.overrun = overrun
         self.islands = set() if islands is None else islands
+        self.place = place
+        self.declared = declared or {}
         self.residual: Any = None if solver_audit is None else jnp.zeros(4)
 
     def fork(self, **changes: Any) -> Evaluator:
@@ -107,6 +116,8 @@ class Evaluator:
             "literals": self.literals,
             "overrun": self.overrun,
             "islands": self.islands,
+            "place": self.place,
+            "declared": self.declared,
         }
         return Evaluator(**(settings | changes))
 
@@ -122,7 +133,7 @@ class Evaluator:
             return self._literal(atom) if jaxprs.is_literal(atom) else env[atom]
 
         for eqn in body.eqns:
-            results = self._apply(eqn, [read(atom) for atom in eqn.invars])
+            results = self.apply(eqn, [read(atom) for atom in eqn.invars])
             for var, result in zip(eqn.outvars, results, strict=True):
                 env[var] = self.widen(result, var.aval)
         return [read(atom) for atom in body.outvars]
@@ -155,7 +166,8 @@ class Evaluator:
             return value.astype(lifted_dtype(value.dtype))
         return value
 
-    def _apply(self, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    def apply(self, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+        """Returns the results of one equation."""
         handler = HANDLERS.get(eqn.primitive.name)
         if handler is not None:
             return handler(self, eqn, operands)
@@ -237,11 +249,17 @@ class Replayer:
 def stops_inside(run: Evaluator, eqn: Eqn) -> bool:
     """Whether a loop or branch stops values that a difference must freeze."""
     return run.stops is not None and any(
-        inner.primitive.name == jaxprs.STOP_GRADIENT
-        and id(inner) not in run.solver_only
+        _stops(run, inner)
         for program in jaxprs.subprograms(eqn)
         for inner in jaxprs.walk(program)
     )
+
+
+def _stops(run: Evaluator, eqn: Eqn) -> bool:
+    if id(eqn) in run.declared:
+        return not run.declared[id(eqn)].is_product
+    is_stop = eqn.primitive.name == jaxprs.STOP_GRADIENT
+    return is_stop and id(eqn) not in run.solver_only
 
 
 def evaluate_pair(
@@ -252,6 +270,25 @@ def evaluate_pair(
     at_base = run.fork(stops=recorder)(jaxpr, base)
     at_moved = run.fork(stops=Replayer(recorder.values))(jaxpr, moved)
     return at_base, at_moved
+
+
+def points_of(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Points:
+    """Returns the operands at each point that has to be evaluated together."""
+    if not stops_inside(run, eqn):
+        return [operands]
+    if isinstance(run.stops, Recorder):
+        run.stops.keep(operands)
+        return [operands]
+    assert run.stops is not None
+    return [run.stops.take(), operands]
+
+
+def at_points(run: Evaluator, program: Jaxpr, points: Points) -> tuple[Points, Any]:
+    """Evaluates a body at each point; returns the results and the solver audit."""
+    inner = run.fork(stops=None)
+    if len(points) == 1:
+        return [inner(program, points[0])], inner.residual
+    return list(evaluate_pair(inner, program, *points)), inner.residual
 
 
 # --- the table of primitives that need care ---------------------------------------
@@ -270,11 +307,6 @@ def _inline(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
     """Enters the one program that a call holds, in place of the call."""
     (program,) = jaxprs.subprograms(eqn)
     return run(program, operands)
-
-
-def _enter_rule(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
-    """Evaluates the primal program of a custom rule: the rule itself is left out."""
-    return run(jaxprs.rule_free_program(eqn), operands)
 
 
 def _identity(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
@@ -342,7 +374,6 @@ HANDLERS: dict[str, Handler] = {
     "rng_uniform": _own_precision,
     "nextafter": _own_precision,
     **dict.fromkeys(jaxprs.CALLS, _inline),
-    **dict.fromkeys(jaxprs.CUSTOM_RULES, _enter_rule),
     **dict.fromkeys(jaxprs.FOREIGN, _own_precision),
     **dict.fromkeys(jaxprs.WITH_SCALAR_PROGRAM, _with_scalar_program),
 }

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import dtypes
 
-from gradtest._src import jaxprs
+from gradtest._src import jaxprs, kernels
 from gradtest._src.jaxprs import Eqn, Jaxpr
 
 
@@ -54,6 +54,8 @@ def _program_key(jaxpr: Jaxpr, consts: dict[int, int]) -> Hashable:
 def _params_key(eqn: Eqn, consts: dict[int, int]) -> Hashable:
     if eqn.primitive.name in jaxprs.CUSTOM_RULES:
         return _program_key(jaxprs.rule_free_program(eqn), consts)
+    if eqn.primitive.name == kernels.PALLAS_CALL:
+        return _param_key(kernels.parts(eqn), consts)
     return tuple(
         (name, _param_key(value, consts)) for name, value in sorted(eqn.params.items())
     )
