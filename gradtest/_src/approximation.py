@@ -21,7 +21,8 @@ import numpy as np
 from gradtest._src import execution, jaxprs
 from gradtest._src.case import Case, norm
 from gradtest._src.findings import Approximation, Finding, Gap, Verdict
-from gradtest._src.lifting import Evaluator
+from gradtest._src.kit import pushforward
+from gradtest._src.lifting import Evaluator, Recorder
 from gradtest._src.program import Values, derivative
 
 _MOST_CONSTANTS = 64
@@ -29,7 +30,9 @@ _MOST_CONSTANTS = 64
 Judge = Callable[[Case], list[Finding]]
 
 
-def explain_gaps(case: Case, findings: list[Finding], judge: Judge) -> list[Finding]:
+def explain_gaps(
+    case: Case, findings: list[Finding], judge: Judge, *, eps: float | None = None
+) -> list[Finding]:
     """Turns failures that are approximations into passes that say so.
 
     Bounded: the lifted gap may not exceed the square root of the working dtype's
@@ -39,8 +42,9 @@ def explain_gaps(case: Case, findings: list[Finding], judge: Judge) -> list[Find
       case: What was judged.
       findings: What `judge` found, one for each leaf or output.
       judge: Judges the case that was traced anew, in the same order.
+      eps: The spacing of the working dtype, where it is not the case's own.
     """
-    bound = case.working_eps**0.5
+    bound = (case.working_eps if eps is None else eps) ** 0.5
     open_gaps = [
         i
         for i, f in enumerate(findings)
@@ -57,9 +61,9 @@ def explain_gaps(case: Case, findings: list[Finding], judge: Judge) -> list[Find
             elif judged[i].verdict is Verdict.FAIL:
                 found[i] = _traced_anew(found[i], judged[i])
     still_open = [i for i in open_gaps if found[i].verdict is Verdict.FAIL]
-    if still_open and case.claim.mode == "rev":
+    if still_open:
         # Constants that a float64 trace does not round are no excuse.
-        reach = literal_reach(case.retraced or case) or [0.0] * len(case.leaves)
+        reach = literal_reach(case.retraced or case) or [0.0] * len(findings)
         for i in still_open:
             # Along a tangent every leaf's constants play a part.
             part = reach[i] if found[i].mode == "rev" else max(reach)
@@ -90,17 +94,22 @@ def _passed(
     )
 
 
-def literal_reach(case: Case) -> list[float] | None:
-    """Returns, for each leaf, what rounding half-precision literals can change.
+def literal_reach(case: Case, *, values: bool = False) -> list[float] | None:
+    """Returns what rounding half-precision literals can change of each item.
 
     Each value that such literals of claim and program have is moved by half a unit in
     its last place, wherever it stands: it is one constant, rounded once. The changes of
-    the gap between claim and exact derivative add up as independent errors.
+    the gap between claim and truth add up as independent errors.
+
+    Args:
+      case: The claim and the program.
+      values: Whether the items are the function's values, not those of its derivative.
 
     Returns:
-      Changes relative to the norm of the claim; None where there is no such literal.
+      Changes relative to the norm of what is claimed; None where there is no literal
+      that could change it.
     """
-    if case.claim.mode != "rev" or case.readings.exact is None:
+    if case.readings.exact is None:
         return None
     claim_literals = jaxprs.half_literals(case.claim.jaxpr)
     program_literals = jaxprs.half_literals(case.program.jaxpr)
@@ -108,13 +117,15 @@ def literal_reach(case: Case) -> list[float] | None:
     constants = sorted({_constant(literal) for literal in literals})[:_MOST_CONSTANTS]
     if not constants:
         return None
-    moved = _moved_constants(case, literals, constants)
-    total = np.zeros(len(case.leaves))
+    moved = _moved_constants(case, literals, constants, values=values)
+    claimed = case.readings.claimed_values if values else case.readings.claimed
+    assert claimed is not None
+    total = np.zeros(len(claimed))
     start = moved(np.zeros(len(constants)))
     for shift in np.eye(len(constants)):
         change = [norm(m - s) for m, s in zip(moved(shift), start, strict=True)]
         total += np.square(change)
-    scales = [norm(c) for c in case.readings.claimed]
+    scales = [norm(c) for c in claimed]
     return [float(t**0.5 / s) if s else 0.0 for t, s in zip(total, scales, strict=True)]
 
 
@@ -124,9 +135,13 @@ def _constant(literal: Any) -> tuple[float, str]:
 
 
 def _moved_constants(
-    case: Case, literals: list[Any], constants: list[tuple[float, str]]
+    case: Case,
+    literals: list[Any],
+    constants: list[tuple[float, str]],
+    *,
+    values: bool,
 ) -> Any:
-    """Returns the difference of claim and exact as a function of constants' shifts."""
+    """Returns the difference of claim and truth as a function of constants' shifts."""
     places = {constant: k for k, constant in enumerate(constants)}
 
     def difference(moving: Any, held: Any, seed: Any, shifts: Any) -> Values:
@@ -138,10 +153,19 @@ def _moved_constants(
                 half_ulp = float(jnp.finfo(dtype).eps) / 2
                 table[id(literal)] = value * (1 + shifts[place] * half_ulp)
         claimed = Evaluator(literals=table)(case.claim.jaxpr, [*moving, *held, *seed])
-        exact = derivative(
-            case.program.mathematics, Evaluator(literals=table), moving, held, seed
-        )[1]
-        return [c - e for c, e in zip(claimed[-len(moving) :], exact, strict=True)]
+        run, program = Evaluator(literals=table), case.program
+        if values:
+            claimed, truth = (
+                claimed[: len(seed)],
+                program.mathematics(run, moving, held),
+            )
+        elif case.claim.mode == "fwd":
+            run = run.fork(stops=Recorder())
+            truth = pushforward(program, run, moving, held, seed)[1]
+        else:
+            truth = derivative(program.mathematics, run, moving, held, seed)[1]
+        claimed = claimed[-len(truth) :]
+        return [c - t for c, t in zip(claimed, truth, strict=True)]
 
     arguments = case.bench.lifted_arguments(case.point)
     shifts = np.zeros(len(constants))

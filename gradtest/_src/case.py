@@ -224,7 +224,12 @@ class Case:
         return seeding.normal(generator, leaf.shape, leaf.dtype)
 
     def measure(
-        self, directions: Mapping[int, np.ndarray], scale: float, *, overrun: int = 0
+        self,
+        directions: Mapping[int, np.ndarray],
+        scale: float,
+        *,
+        overrun: int = 0,
+        weights: Values | None = None,
     ) -> Slope:
         """Measures the slope along directions of some leaves, the others at rest.
 
@@ -232,18 +237,33 @@ class Case:
           directions: Tangents by leaf.
           scale: The size that the slope is expected to have.
           overrun: How many steps each `while` loop goes on after it has ended.
+          weights: Cotangents of the outputs, in place of the case's own.
         """
-        along = [
-            directions.get(i, np.zeros(leaf.shape, _wide(leaf.dtype)))
-            for i, leaf in enumerate(self.leaves)
-        ]
         return differences.measure_slope(
-            self.bench.line(self.point, self.readings.stops, along, overrun=overrun),
-            self.weights,
+            self._line(directions, overrun=overrun),
+            self.weights if weights is None else weights,
             scale=scale,
             base=self.readings.values,
             is_noisy=bool(self.bench.islands),
         )
+
+    def sides(
+        self, directions: Mapping[int, np.ndarray], step: float
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns each output's slopes from -step to 0 and from 0 to step."""
+        line, here = self._line(directions), self.readings.values
+        ends = zip(line(-step), here, line(step), strict=True)
+        return [((at - low) / step, (high - at) / step) for low, at, high in ends]
+
+    def _line(
+        self, directions: Mapping[int, np.ndarray], *, overrun: int = 0
+    ) -> differences.Line:
+        """Returns the values along directions of some leaves, the others at rest."""
+        along = [
+            directions.get(i, np.zeros(leaf.shape, _wide(leaf.dtype)))
+            for i, leaf in enumerate(self.leaves)
+        ]
+        return self.bench.line(self.point, self.readings.stops, along, overrun=overrun)
 
     def buckets(self, contributions: np.ndarray) -> list[list[int]]:
         """Groups leaves of like contribution; those that add nothing join the last."""

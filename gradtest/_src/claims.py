@@ -13,9 +13,10 @@ import numpy as np
 
 from gradtest._src import execution, jaxprs, variants
 from gradtest._src.execution import SlipError
-from gradtest._src.inputs import Inputs, Leaf, Point, Role
+from gradtest._src.inputs import Point
 from gradtest._src.jaxprs import Jaxpr
-from gradtest._src.program import Program, PyTree, Values, describe
+from gradtest._src.matching import Returned, moving_order
+from gradtest._src.program import Program, Values, describe
 from gradtest._src.structure import structure_key
 
 
@@ -34,7 +35,10 @@ class Claim:
       variant: Whether `call` runs under a variant of the user's.
       devices: Length of the leading axis of devices that every result has; 0 where
         there is none.
-      is_autodiff: Whether JAX made it, not a hand-written function.
+      is_autodiff: Whether JAX made it of the program itself.
+      by_hand: What hand-written thing maps the seed, and so must be linear in it: "the
+        rule", or the name of a function; empty where nothing does.
+      seed_name: What that calls the seed.
     """
 
     mode: str
@@ -44,6 +48,8 @@ class Claim:
     variant: bool = False
     devices: int = 0
     is_autodiff: bool = False
+    by_hand: str = ""
+    seed_name: str = "cotangent"
 
     @functools.cached_property
     def key(self) -> Hashable:
@@ -97,25 +103,30 @@ def _trace_claim(
     seed: Values,
     variant: Callable[..., Any] | None,
 ) -> Claim:
-    arguments = [list(point.moving), list(program.held(point)), seed]
-    shapes = [item.shape for item in program.outputs]
-    shapes += [
-        item.shape
-        for item in (program.inputs.moving if mode == "rev" else program.outputs)
-    ]
-    return _claim(mode, call, arguments, shapes, variant, has_value=True)
+    claim = trace_claim(mode, program, point, call, seed, variant, has_value=True)
+    by_hand = "the rule" if program.has_rules else ""
+    return dataclasses.replace(claim, is_autodiff=True, by_hand=by_hand)
 
 
-def _claim(
+def trace_claim(
     mode: str,
+    program: Program,
+    point: Point,
     call: Callable[..., Values],
-    arguments: list[Any],
-    shapes: list[tuple[int, ...]],
+    seed: Values,
     variant: Callable[..., Any] | None,
     *,
-    has_value: bool,
+    has_value: bool = False,
 ) -> Claim:
-    """Traces a claim; under a variant, as the variant makes it."""
+    """Traces a claim; under a variant, as the variant makes it.
+
+    Raises:
+      TypeError: The variant changes what the function returns.
+    """
+    arguments = [list(point.moving), list(program.held(point)), seed]
+    moving, outputs = program.inputs.moving, program.outputs
+    shapes = [item.shape for item in outputs] if has_value else []
+    shapes += [item.shape for item in (moving if mode == "rev" else outputs)]
     run = call if variant is None else variants.apply_variant(variant, call)
     traced = run
     if variant is not None and variants.only_places_arguments(variant):
@@ -131,7 +142,7 @@ def _claim(
                 f"`variant` must return the results of the function it is given, with "
                 f"or without an axis of devices: wanted shapes {shapes}, got {found}."
             )
-    return Claim(mode, jaxpr, run, has_value, variant is not None, devices, has_value)
+    return Claim(mode, jaxpr, run, has_value, variant is not None, devices)
 
 
 def output_seed(program: Program) -> Values:
@@ -176,71 +187,10 @@ def hand_written_claim(
         found: Values = []
         for position, argument in enumerate(inputs.argnums):
             label = "grad_fn(...)" + ("" if single else f"[{position}]")
-            found += _match_gradient(
-                inputs.of_argument(argument), inputs, argument, trees[position], label
-            )
-        order = _moving_order(inputs)
-        return [found[i] for i in order]
+            tree = Returned(trees[position], "grad_fn", label, strict=False)
+            found += tree.like_argument(inputs, argument)
+        return [found[i] for i in moving_order(inputs)]
 
     if not callable(grad_fn):
         raise TypeError(f"`grad_fn` must be callable, got {grad_fn!r}.")
-    arguments = [list(point.moving), list(program.held(point)), output_seed(program)]
-    shapes = [leaf.shape for leaf in inputs.moving]
-    return _claim("rev", call, arguments, shapes, variant, has_value=False)
-
-
-def _moving_order(inputs: Inputs) -> list[int]:
-    """Where each moving leaf stands when arguments are visited in argnums' order."""
-    visited = [
-        leaf.name
-        for argument in inputs.argnums
-        for leaf in inputs.of_argument(argument)
-        if leaf.role is Role.MOVES
-    ]
-    return [visited.index(leaf.name) for leaf in inputs.moving]
-
-
-def _match_gradient(
-    leaves: list[Leaf], inputs: Inputs, argument: int, tree: PyTree, label: str
-) -> Values:
-    """Checks one argument's gradient tree against the argument; returns its leaves."""
-    flat, found = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: node is None
-    )
-    if found != inputs.argument_tree(argument):
-        name = inputs.names[argument]
-        names = [name + jax.tree_util.keystr(path) for path, _ in flat]
-        raise SlipError(
-            f"`grad_fn` must return a tree like `{name}`, the argument it "
-            f"differentiates: {_difference([leaf.name for leaf in leaves], names)} "
-            f"(in {label})."
-        )
-    return [
-        _match_leaf(leaf, value, label)
-        for leaf, (_, value) in zip(leaves, flat, strict=True)
-        if leaf.role is Role.MOVES
-    ]
-
-
-def _difference(wanted: list[str], found: list[str]) -> str:
-    """Says how two lists of leaf names differ."""
-    lacking = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    parts = [f"it lacks {', '.join(lacking[:4])}"] if lacking else []
-    parts += [f"it has {', '.join(extra[:4])}"] if extra else []
-    return " and ".join(parts) or "its containers are of other types"
-
-
-def _match_leaf(leaf: Leaf, value: Any, label: str) -> Any:
-    if value is None or jnp.shape(value) != leaf.shape:
-        raise SlipError(
-            f"`grad_fn` must return the shape of the argument: wanted "
-            f"{list(leaf.shape)} for {leaf.name}, got "
-            f"{'None' if value is None else list(jnp.shape(value))} in {label}."
-        )
-    if jnp.result_type(value) != leaf.dtype:
-        raise SlipError(
-            f"`grad_fn` must return the dtype of the argument: wanted {leaf.dtype} for "
-            f"{leaf.name}, got {jnp.result_type(value)} in {label}."
-        )
-    return jnp.asarray(value)
+    return trace_claim("rev", program, point, call, output_seed(program), variant)

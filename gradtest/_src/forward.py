@@ -1,8 +1,7 @@
-"""Forward mode: the tangents that the program's derivative pushes forward.
+"""Forward mode beside reverse mode: the tangents that a derivative pushes forward.
 
-Beside a reverse-mode claim one identity says it all, `<w, J v> = <J^T w, v>`, and the
-differences of the outputs say it again for each of them. Where there is no reverse
-mode, each leaf's tangent is compared with differences of the outputs.
+One identity says it all, `<w, J v> = <J^T w, v>`, and the differences of the outputs
+say it again for each of them. `pushed` judges forward mode where it is alone.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from gradtest._src.findings import Cause, Finding, Verdict
 from gradtest._src.gaps import leaf_gap
 from gradtest._src.primal import value_trouble
 from gradtest._src.program import Values
+from gradtest._src.pushed import norm_all
 
 # Both sides of the identity are sums of the same float64 terms.
 _IDENTITY = 1e-9
@@ -76,48 +76,17 @@ def _judge_tangents(
     # At a kink, or in noise, the identity with reverse mode is enough.
     if slope.is_kink or slope.error > _UNSURE * scale:
         return None
-    return _judge_outputs(case, slopes, slope, None)
+    return _judge_outputs(case, slopes, slope)
 
 
-def judge_alone(case: Case) -> list[Finding]:
-    """Judges a forward-mode claim leaf by leaf, by differences of the outputs."""
-    trouble = value_trouble(case)
-    if trouble:
-        return [
-            _finding(case, i, Verdict.INCONCLUSIVE, 0.0, case.rtol, trouble)
-            for i in range(len(case.leaves))
-        ]
-    return [_judge_leaf(case, i) for i in range(len(case.leaves))]
-
-
-def _judge_leaf(case: Case, i: int) -> Finding:
-    seed = [np.zeros_like(value) for value in case.seed]
-    seed[i] = case.seed[i]
-    claimed = case.bench.read(case.point, seed=seed).claimed
-    if not all(np.isfinite(c).all() for c in claimed):
-        bad = next(c for c in claimed if not np.isfinite(c).all())
-        cause = diagnose.not_finite(bad)
-        return _finding(case, i, Verdict.FAIL, np.inf, case.rtol, cause)
-    direction = {i: np.asarray(case.seed[i]).astype(case.tangents[i].dtype)}
-    slope = case.measure(direction, norm_all(claimed))
-    found = _judge_outputs(case, claimed, slope, i)
-    if found is not None:
-        return found
-    scale = norm_all(slope.outputs)
-    size = _distance(claimed, slope.outputs) / scale if scale else 0.0
-    return _finding(case, i, Verdict.PASS, size, _allowed(case, slope), None)
-
-
-def _judge_outputs(
-    case: Case, claimed: Values, slope: Slope, leaf: int | None
-) -> Finding | None:
+def _judge_outputs(case: Case, claimed: Values, slope: Slope) -> Finding | None:
     """Compares each output's tangent with its difference; returns what is wrong."""
     if slope.is_kink:
         inside = slope.distance(weighted(claimed, case.weights)) <= 3 * slope.error
         if inside:
             return None
         return _finding(
-            case, leaf, Verdict.INCONCLUSIVE, np.inf, case.rtol, diagnose.KINK
+            case, None, Verdict.INCONCLUSIVE, np.inf, case.rtol, diagnose.KINK
         )
     allowed = _allowed(case, slope)
     scale = norm_all(slope.outputs)
@@ -125,7 +94,7 @@ def _judge_outputs(
         gap = leaf_gap(c, m, rtol=allowed, floor=max(1e-9 * scale, 3 * slope.error))
         if norm(c - m) > gap.allowed * max(norm(m), 1e-300) + 3 * slope.error:
             cause = diagnose.leaf_cause([c], [m], 0, case.rtol)
-            found = _finding(case, leaf, Verdict.FAIL, gap.size, gap.allowed, cause)
+            found = _finding(case, None, Verdict.FAIL, gap.size, gap.allowed, cause)
             note = f"seen in the tangent of {output.name}"
             return _with(found, note=note, entry=gap.entry)
     return None
@@ -150,15 +119,6 @@ def _guilty_leaf(case: Case) -> int | None:
         if not gap <= worst:
             worst, guilty = gap, i
     return guilty
-
-
-def norm_all(values: Values) -> float:
-    """Returns the norm of a list of arrays as one vector."""
-    return float(np.sqrt(sum(norm(value) ** 2 for value in values)))
-
-
-def _distance(claimed: Values, truth: Values) -> float:
-    return norm_all([c - t for c, t in zip(claimed, truth, strict=True)])
 
 
 _MODES_DISAGREE = Cause(

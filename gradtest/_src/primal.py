@@ -10,8 +10,6 @@ from gradtest._src.findings import Finding, Gap, Verdict
 from gradtest._src.gaps import leaf_gap
 from gradtest._src.solvers import SolveKind
 
-# A cotangent that is no power of its own: neither 1 nor -1, and exact in any dtype.
-_COTANGENT = -1.75
 # A solver's residual: rounding explains this much for a direct one ...
 _DIRECT_RESIDUAL = 1e-6
 # ... and this much, its square root in float32, is a usual tolerance to iterate to.
@@ -31,6 +29,8 @@ def value_findings(case: Case) -> list[Finding]:
     readings = case.readings
     if readings.claimed_values is None or value_trouble(case):
         return []
+    if case.program.order > 1:
+        return []  # the value is the gradient, which the first order judged
     found = []
     for output, claimed, value in zip(
         case.program.outputs, readings.claimed_values, readings.values, strict=True
@@ -53,46 +53,7 @@ def value_findings(case: Case) -> list[Finding]:
                 gap.allowed,
                 entry=gap.entry,
                 cause=diagnose.FORWARD_VALUE,
-            )
-        )
-    return found
-
-
-def linearity_findings(case: Case) -> list[Finding]:
-    """Asks whether a rule's derivative is linear in the cotangent of a scalar value.
-
-    A rule that forgets its cotangent, or squares it, is right where that is 1. Other
-    functions are judged with random cotangents anyway.
-    """
-    asked = case.program.is_scalar and case.program.has_rules and case.claim.is_autodiff
-    if not asked or case.claim.mode != "rev" or value_trouble(case):
-        return []
-    factor = np.asarray(_COTANGENT, case.seed[0].dtype)
-    tangents = case.tangents if case.bench.forward else ()
-    scaled = case.bench.read(case.point, seed=[factor], tangents=tangents).claimed
-    found = []
-    floor = 1e-12 * float(np.max(case.contributions(case.readings.claimed)))
-    for leaf, one, other, size in zip(
-        case.leaves, case.readings.claimed, scaled, case.sizes, strict=True
-    ):
-        wanted = float(factor) * one
-        gap = leaf_gap(other, wanted, rtol=case.rtol, floor=floor / size)
-        if not gap.is_exceeded:
-            continue
-        found.append(
-            Finding(
-                leaf.name,
-                leaf.shape,
-                np.dtype(leaf.dtype).name,
-                Verdict.FAIL,
-                mode="rev",
-                order=case.program.order,
-                trial=case.trial,
-                size=gap.size,
-                allowed=gap.allowed,
-                judged_by="linearity",
-                entry=gap.entry,
-                cause=diagnose.not_linear(float(factor)),
+                check="value",
             )
         )
     return found
@@ -128,6 +89,7 @@ def solver_findings(case: Case) -> list[Finding]:
                 float(allowed),
                 judged_by="residual",
                 cause=diagnose.solver_residual(transposed, loose),
+                check="solver",
             )
         )
     return found

@@ -7,12 +7,13 @@ same dtype at the same point. It is only computed where a floor by dtype is exce
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs
 from gradtest._src.case import NOISE_FLOOR, Case, norm
-from gradtest._src.findings import Cause, Finding, Gap, Verdict
+from gradtest._src.findings import Cause, Finding, Gap, Verdict, worst
 from gradtest._src.program import Values
 
 # The floor: units in the last place, and what they may come to in half precision.
@@ -24,12 +25,87 @@ _UNMEASURED_ROOT = 0.5
 
 
 def judge_rounding(
+    case: Case,
+    findings: list[Finding],
+    rounding_rtol: float | None,
+    *,
+    yardstick: Callable[[], Case] | None = None,
+) -> list[Finding]:
+    """Completes the findings on leaves whose formula passed with their rounding gap.
+
+    Args:
+      case: What was judged, in reverse mode.
+      findings: One for each leaf.
+      rounding_rtol: Allowed relative gap; None measures what is to be allowed.
+      yardstick: Makes the case whose program rounds as the claim may; None takes the
+        program that was judged itself.
+    """
+    seen = _read(case, rounding_rtol, yardstick)
+    if seen is None:
+        return findings
+    if seen.trouble is not None:
+        return [_unjudged(finding, seen.trouble) for finding in findings]
+    largest = float(np.max(case.contributions(seen.lifted), initial=0.0))
+    units = [
+        # The rounding of a gradient that cancels is told beside the other leaves.
+        norm(c) if norm(c) * size > NOISE_FLOOR * largest else largest / size
+        for c, size in zip(seen.lifted, case.sizes, strict=True)
+    ]
+    return [
+        _judge(finding, seen.worked[i], units[i], seen.gaps[i], seen.allowed[i])
+        for i, finding in enumerate(findings)
+    ]
+
+
+def judge_pushed_rounding(
     case: Case, findings: list[Finding], rounding_rtol: float | None
 ) -> list[Finding]:
-    """Completes the findings on leaves whose formula passed with their rounding gap."""
+    """Completes the findings of a forward-mode claim, and adds those on its outputs.
+
+    Only where every formula passed: the tangents of all leaves go together.
+    """
+    if worst(finding.verdict for finding in findings) is not Verdict.PASS:
+        return findings
+    seen = _read(case, rounding_rtol, None)
+    if seen is None:
+        return findings
+    if seen.trouble is not None:
+        return [_unjudged(finding, seen.trouble) for finding in findings]
+    judged = [
+        _judge(
+            Finding(output.name, output.shape, np.dtype(output.dtype).name,
+                    Verdict.PASS, mode="fwd", order=case.program.order,
+                    trial=case.trial, judged_by="measured"),
+            worked, norm(c), gap, allowed,
+        )
+        for output, worked, c, gap, allowed in zip(
+            case.program.outputs, seen.worked, seen.lifted, seen.gaps, seen.allowed,
+            strict=True,
+        )
+    ]  # fmt: skip
+    wrong = [finding for finding in judged if finding.verdict is not Verdict.PASS]
+    numbers = max((f.rounding or (0.0, 1.0) for f in judged), key=lambda n: n[0] / n[1])
+    return [dataclasses.replace(f, rounding=numbers) for f in findings] + wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A claim in working precision beside itself in float64, item by item."""
+
+    worked: Values
+    lifted: Values
+    gaps: list[float]
+    allowed: list[float]
+    trouble: Cause | None = None
+
+
+def _read(
+    case: Case, rounding_rtol: float | None, yardstick: Callable[[], Case] | None
+) -> _Seen | None:
+    """Returns what working precision makes of the claim; None where it is float64."""
     is_widest = case.working_eps <= float(np.finfo(np.float64).eps)
     if is_widest and not jaxprs.narrows(case.claim.jaxpr):
-        return findings  # it is what the lifted claim is: nothing to compare with
+        return None  # it is what the lifted claim is: nothing to compare with
     if is_widest and rounding_rtol is None:
         rounding_rtol = case.rtol
     lifted = case.readings.claimed
@@ -37,20 +113,22 @@ def judge_rounding(
     for output, value in zip(case.program.outputs, values or [], strict=False):
         if not np.isfinite(value).all():
             cause = diagnose.value_overflows(output.name, value)
-            return [_unjudged(finding, cause) for finding in findings]
+            return _Seen([], [], [], [], cause)
     gaps = [_gap(w, c) for w, c in zip(worked, lifted, strict=True)]
     allowed = _floors(case, lifted, rounding_rtol)
     if any(gap > limit for gap, limit in zip(gaps, allowed, strict=True)):
-        allowed = _measured_allowance(case, lifted, allowed)
-    largest = float(np.max(case.contributions(lifted), initial=0.0))
-    units = [
-        # The rounding of a gradient that cancels is told beside the other leaves.
-        norm(c) if norm(c) * size > NOISE_FLOOR * largest else largest / size
-        for c, size in zip(lifted, case.sizes, strict=True)
-    ]
+        measure = case if yardstick is None else yardstick()
+        allowed = _measured_allowance(measure, lifted, allowed)
+    return _Seen(worked, lifted, gaps, allowed)
+
+
+def _scales(case: Case) -> list[float]:
+    """Returns what makes norms of a derivative's items comparable with each other."""
+    if case.claim.mode == "rev":
+        return case.sizes
     return [
-        _judge(finding, worked[i], units[i], gaps[i], allowed[i])
-        for i, finding in enumerate(findings)
+        value.size**0.5 / norm(value) if value.any() else 1.0
+        for value in case.readings.values
     ]
 
 
@@ -64,13 +142,15 @@ def _floors(case: Case, lifted: Values, rounding_rtol: float | None) -> list[flo
     relative = rounding_rtol
     if relative is None:
         relative = min(_ULPS * case.working_eps, _MOST_FLOOR)
-    largest = float(np.max(case.contributions(lifted), initial=0.0))
+    scales = _scales(case)
+    parts = [norm(c) * scale for c, scale in zip(lifted, scales, strict=True)]
+    largest = max(parts, default=0.0)
     # A gradient that is zero by cancellation keeps the rounding of its terms.
     cancelled = 4 * case.working_eps * largest
     return [
         relative * norm(c)
-        + (cancelled / size if norm(c) * size < NOISE_FLOOR * largest else 0.0)
-        for c, size in zip(lifted, case.sizes, strict=True)
+        + (cancelled / scale if part < NOISE_FLOOR * largest else 0.0)
+        for c, scale, part in zip(lifted, scales, parts, strict=True)
     ]
 
 
