@@ -24,6 +24,10 @@ from tests.single_ops import SINGLE_OPS
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _OP_TOOLS = ("gradtest", "check_grads")
+_RULE_TOOLS = {
+    "main": "assert_autodiff_matches",
+    "rules": "assert_custom_rules_match",
+}
 _MODEL_TOOLS = (*_OP_TOOLS, "check_grads_jit")
 
 Measurements = dict[str, float]
@@ -83,6 +87,17 @@ def _measure_model(tool: str, size: str) -> Measurements:
     }
 
 
+def _measure_rules(tool: str, size: str) -> Measurements:
+    """Times the first call on a loss with a custom_vjp twice in each block."""
+    loss, params, tokens = models.transformer(size, rules=True)  # type: ignore[arg-type]
+    assertion = {
+        "main": gradtest.assert_autodiff_matches,
+        "rules": gradtest.assert_custom_rules_match,
+    }[tool]
+    seconds, refused = _timed(lambda: assertion(loss, params, tokens))
+    return {"first": seconds, "refused": refused}
+
+
 def _op_checker(tool: str) -> Callable[..., Any]:
     if tool == "gradtest":
         return gradtest.assert_autodiff_matches
@@ -133,6 +148,7 @@ def _measure_homework(name: str, trials: str) -> Measurements:
 
 _MEASURES: dict[str, Callable[..., Measurements]] = {
     "model": _measure_model,
+    "rules": _measure_rules,
     "ops": _measure_ops,
     "homework": _measure_homework,
 }
@@ -166,6 +182,15 @@ def _report_model(repeats: int, size: str) -> None:
     print()
 
 
+def _report_rules(repeats: int, size: str) -> None:
+    results = {tool: _fresh(repeats, "rules", tool, size) for tool in _RULE_TOOLS}
+    _row(f"transformer with rules, {size}", "first (s)", "refused")
+    for tool, found in results.items():
+        _row(_RULE_TOOLS[tool], found["first"], found["refused"])
+    _row("ratio", results["rules"]["first"] / results["main"]["first"])
+    print()
+
+
 def _report_ops(repeats: int) -> None:
     _row("100 single operations", "all (s)", "refused")
     results = {tool: _fresh(repeats, "ops", tool) for tool in _OP_TOOLS}
@@ -190,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each entry")
     parser.add_argument(
-        "--only", choices=["model", "ops", "homework"], help="print one table"
+        "--only", choices=["model", "rules", "ops", "homework"], help="print one table"
     )
     parser.add_argument("--size", choices=["650k", "11m"], default="650k")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
@@ -201,6 +226,8 @@ def main() -> None:
         return
     if options.only in (None, "model"):
         _report_model(options.repeats, options.size)
+    if options.only in (None, "rules"):
+        _report_rules(options.repeats, options.size)
     if options.only in (None, "ops"):
         _report_ops(options.repeats)
     if options.only in (None, "homework"):

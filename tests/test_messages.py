@@ -189,6 +189,7 @@ assert_autodiff_matches failed: the gradient of padded_sum is wrong at x (float3
 confirmed by differences.
   Likely cause: 2 of 8 entries are wrong, within [6..7]; the others are right.
   Try: look for masks, padding, ties, exact zeros or block edges at these places.
+  If padded_sum differs on purpose: expect_differs={'padded_sum': <its stand-in>}.
   Replay: gradtest.assert_autodiff_matches(padded_sum, ..., key=0)""",
     ),
     "a gradient that is not finite": (

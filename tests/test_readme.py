@@ -22,7 +22,7 @@ def _code_and_failures() -> list[tuple[str, str | None]]:
 
 @pytest.mark.parametrize(("code", "failure"), _code_and_failures())
 def test_a_block_of_code_does_what_the_readme_says(code, failure):
-    program = compile(code, str(README), "exec")
+    program = compile(code, "model.py", "exec")
     names = {"__name__": "readme"}
     if failure is None:
         exec(program, names)

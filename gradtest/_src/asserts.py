@@ -1,21 +1,24 @@
-"""The public assertions: orchestration only."""
+"""The public assertions on gradients and custom rules: orchestration only."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from gradtest._src import check as _check
-from gradtest._src import seeding, variants
-from gradtest._src.check import DEFAULT_RTOL, Options
-from gradtest._src.findings import Report, Verdict
-from gradtest._src.report import text
-from gradtest._src.variants import MessageOptions
+from gradtest._src.audit import ProgramAudit
+from gradtest._src.check import (
+    DEFAULT_RTOL,
+    Check,
+    Options,
+    autodiff_claims,
+    hand_written_claims,
+)
+from gradtest._src.findings import Report
+from gradtest._src.intentions import Intentions
+from gradtest._src.keywords import Inconclusive, Keywords, settled
 
 PyTree = Any
-Inconclusive = Literal["raise", "warn"]
 
 
 def assert_grad_matches(
@@ -83,26 +86,12 @@ def assert_grad_matches(
       >>> report.verdict.value
       'PASS'
     """
-    messages = MessageOptions(
-        custom_message,
-        custom_message_format_vars,
-        include_default_message,
-        exception_type,
-    )
-    options = Options(
-        argnums=argnums,
-        has_aux=has_aux,
-        trials=trials,
-        key=key,
-        rtol=rtol,
-        rounding_rtol=rounding_rtol,
-        exclude=exclude,
-        variant=variant,
-    )
-    claiming = _check.hand_written_claims(grad_fn, options)
-    return _assert(
-        "assert_grad_matches", fn, args, claiming, options, inconclusive, messages
-    )
+    name, chosen = "assert_grad_matches", Keywords.of(locals())
+
+    def make_check(options: Options) -> Check:
+        return Check(fn, args, hand_written_claims(grad_fn, options), options)
+
+    return settled(name, fn, chosen, make_check)
 
 
 def assert_autodiff_matches(
@@ -118,6 +107,7 @@ def assert_autodiff_matches(
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
     variant: Callable[..., Any] | None = None,
+    expect_differs: Intentions | None = None,
     inconclusive: Inconclusive = "raise",
     custom_message: str | None = None,
     custom_message_format_vars: Sequence[Any] = (),
@@ -140,6 +130,10 @@ def assert_autodiff_matches(
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists them.
       variant: A chex variant or transformation that the derivative runs under.
+      expect_differs: Custom rules that differ from their functions on purpose, as
+        `{rule or name: alternative}`: a function of the rule's arguments whose
+        derivative it should have (`lambda x: x` for a straight-through estimator), or
+        `gradtest.vjp(product)` where it is no function's derivative.
       inconclusive: Whether an inconclusive check raises or warns.
       custom_message: Added to the message, as in every Chex assertion.
       custom_message_format_vars: Fill the custom message's placeholders.
@@ -162,28 +156,89 @@ def assert_autodiff_matches(
       >>> report.modes
       ('rev', 'fwd')
     """
-    messages = MessageOptions(
-        custom_message,
-        custom_message_format_vars,
-        include_default_message,
-        exception_type,
-    )
-    options = Options(
-        argnums=argnums,
-        has_aux=has_aux,
-        trials=trials,
-        key=key,
-        order=order,
-        modes=modes,
-        rtol=rtol,
-        rounding_rtol=rounding_rtol,
-        exclude=exclude,
-        variant=variant,
-    )
-    claiming = _check.autodiff_claims(options)
-    return _assert(
-        "assert_autodiff_matches", fn, args, claiming, options, inconclusive, messages
-    )
+    name, chosen = "assert_autodiff_matches", Keywords.of(locals())
+
+    def make_check(options: Options) -> Check:
+        return Check(fn, args, autodiff_claims(options), options)
+
+    return settled(name, fn, chosen, make_check)
+
+
+def assert_custom_rules_match(
+    fn: Callable[..., PyTree],
+    *args: PyTree,
+    only: Any = None,
+    expect_differs: Intentions | None = None,
+    argnums: int | Sequence[int] | None = None,
+    order: int = 2,
+    has_aux: bool = False,
+    trials: int = 1,
+    key: Any = 0,
+    rtol: float = DEFAULT_RTOL,
+    rounding_rtol: float | None = None,
+    exclude: Sequence[str] = (),
+    inconclusive: Inconclusive = "raise",
+    custom_message: str | None = None,
+    custom_message_format_vars: Sequence[Any] = (),
+    include_default_message: bool = True,
+    exception_type: type[Exception] | None = None,
+) -> Report:
+    """Asserts that every custom rule that `fn` calls is right where `fn` calls it.
+
+    The rules (`custom_vjp`, `custom_jvp`, `linear_call`, high-level primitives; JAX's
+    own and the user's) are found anywhere inside, also in loops, branches, `vmap`,
+    `remat`, device regions and other rules. Each is audited by itself at the values
+    that reach it: its derivative in every mode, its value, linearity, dtypes, second
+    derivative, and agreement under `jit`, `vmap`, `remat`, `scan`, `linearize` and
+    where an argument or result takes no part. A rule that is called often is audited
+    at its first, a middle and its last call, and reported once, with the count.
+
+    Args:
+      fn: A function of trees that `jax.jit` accepts, such as a model's loss. Its own
+        derivative is not checked, and need not exist.
+      *args: As for `assert_autodiff_matches`.
+      only: Which rules to audit: names (`"swiglu"`, patterns with `*`), Python modules,
+        module paths in the model (`"Block_0/norm"`) or the functions themselves; one
+        or several. None for all.
+      expect_differs: As for `assert_autodiff_matches`; what a rule claims is checked.
+      argnums: Arguments that `fn` is differentiated for: a rule's operands are checked
+        where these reach them. None takes each with a float or complex leaf.
+      order: 2, or 1 to leave the rules' second derivatives out.
+      has_aux: Whether `fn` returns a pair of result and auxiliary data.
+      trials: How many points to draw.
+      key: An integer or a JAX key: fixes every draw.
+      rtol: Allowed relative formula gap of a leaf; never scaled by its size.
+      rounding_rtol: Allowed relative rounding gap, in place of what is measured.
+      exclude: Names of leaves or sub-trees of `args` that are held.
+      inconclusive: Whether an inconclusive check raises or warns.
+      custom_message: Added to the message, as in every Chex assertion.
+      custom_message_format_vars: Fill the custom message's placeholders.
+      include_default_message: Whether the assertion's name leads the message.
+      exception_type: Raised in place of gradtest's own; carries `.report` as well.
+
+    Returns:
+      The report: `rules` lists what was audited, each finding names its `rule` and
+      `check`; `unchecked` lists rules that were not reached. Marked NOT CHECKED under
+      `chex.disable_asserts()`.
+
+    Raises:
+      GradientMismatch: A rule is wrong; the message names it, with file and line.
+      GradientInconclusive: Nothing could be concluded, and `inconclusive="raise"`.
+      ValueError: `fn` calls no custom rule, or none that `only` names.
+      TypeError, ValueError: An argument is not what it must be; the message names it.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import gradtest
+      >>> report = gradtest.assert_custom_rules_match(
+      ...     lambda x: jax.nn.relu(jnp.sin(x)).sum(), jnp.arange(3.0)
+      ... )
+      >>> [(rule.name, rule.kind) for rule in report.rules]
+      [('relu', 'custom_jvp')]
+    """
+    name, chosen = "assert_custom_rules_match", Keywords.of(locals())
+    return settled(name, fn, chosen, lambda o: ProgramAudit(fn, args, o, only))
 
 
 def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
@@ -194,7 +249,7 @@ def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
       *args: As for `assert_autodiff_matches`.
       **options: Those of `assert_autodiff_matches` that say what to check: `argnums`,
         `order`, `modes`, `has_aux`, `trials`, `key`, `rtol`, `rounding_rtol`,
-        `exclude`, `variant`.
+        `exclude`, `variant`, `expect_differs`.
 
     Returns:
       The report, whatever its verdict; `print` shows all of it.
@@ -216,41 +271,4 @@ def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
                 f"{', '.join(known)}."
             )
     chosen = Options(**options)
-    return _check.Check(fn, args, _check.autodiff_claims(chosen), chosen).report(
-        "check"
-    )
-
-
-def _assert(
-    name: str,
-    fn: Callable[..., Any],
-    args: tuple[PyTree, ...],
-    claiming: _check.Claiming,
-    options: Options,
-    inconclusive: str,
-    messages: MessageOptions,
-) -> Report:
-    if inconclusive not in ("raise", "warn"):
-        raise ValueError(
-            f"`inconclusive` must be 'raise' or 'warn', got {inconclusive!r}."
-        )
-    if variants.asserts_are_disabled():
-        subject = getattr(fn, "__name__", type(fn).__name__)
-        return Report(
-            name, subject, Verdict.NOT_CHECKED, key=seeding.describe(options.key)
-        )
-    report = _check.Check(fn, args, claiming, options).report(name)
-    return settle(name, report, inconclusive, messages)
-
-
-def settle(
-    name: str, report: Report, inconclusive: str, messages: MessageOptions
-) -> Report:
-    """Returns a report that passed; raises or warns about any other."""
-    if report.verdict in (Verdict.PASS, Verdict.NOT_CHECKED):
-        return report
-    error = messages.error(name, text.message(report), report)
-    if report.verdict is Verdict.INCONCLUSIVE and inconclusive == "warn":
-        warnings.warn(str(error), stacklevel=4)
-        return report
-    raise error
+    return Check(fn, args, autodiff_claims(chosen), chosen).report("check")

@@ -25,11 +25,15 @@ from gradtest._src.claims import Claim
 from gradtest._src.compare import judge_formula
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
+from gradtest._src.hand_written import hand_written_findings
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
+from gradtest._src.intentions import Intentions, check_intentions
 from gradtest._src.lifting import is_inexact
-from gradtest._src.primal import linearity_findings, solver_findings, value_findings
+from gradtest._src.malformed import dtype_findings
+from gradtest._src.primal import solver_findings, value_findings
 from gradtest._src.program import Program
-from gradtest._src.rounding import judge_rounding
+from gradtest._src.pushed import judge_pushed
+from gradtest._src.rounding import judge_pushed_rounding, judge_rounding
 
 MODES = ("rev", "fwd")
 DEFAULT_RTOL = 2e-6
@@ -49,6 +53,7 @@ class Options:
     rounding_rtol: float | None = None
     exclude: Sequence[str] = ()
     variant: Callable[..., Any] | None = None
+    expect_differs: Intentions | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError where an option makes no sense."""
@@ -68,17 +73,26 @@ class Options:
             raise ValueError(
                 f"`modes` must be None or name some of {MODES}, got {self.modes!r}."
             )
+        check_intentions(self.expect_differs)
         if self.variant is not None and not callable(self.variant):
             raise TypeError(f"`variant` must be callable, got {self.variant!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """The derivatives of one program that are under test."""
+    """The derivatives of one program that are under test.
+
+    Attributes:
+      reverse: The reverse-mode one, if there is one.
+      forward: The forward-mode one, if there is one.
+      unsupported: The modes that JAX lacks, with the reason.
+      beside: Judges what else must hold at a case.
+    """
 
     reverse: Claim | None
     forward: Claim | None
     unsupported: tuple[str, ...] = ()
+    beside: Callable[[Case], list[Finding]] = lambda case: []
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -105,7 +119,7 @@ def autodiff_claims(options: Options) -> Claiming:
             try:
                 found[mode] = trace(traced, point, options.variant)
             except Exception as error:
-                if not _is_missing_mode(error):
+                if not is_missing_mode(error):
                     raise
                 if options.modes is not None:
                     raise ValueError(
@@ -118,7 +132,7 @@ def autodiff_claims(options: Options) -> Claiming:
                 "`fn` has neither reverse-mode nor forward-mode derivatives: "
                 + "; ".join(unsupported)
             )
-        return Claims(found["rev"], found["fwd"], tuple(unsupported))
+        return Claims(found["rev"], found["fwd"], tuple(unsupported), dtype_findings)
 
     return claims
 
@@ -145,7 +159,7 @@ def hand_written_claims(grad_fn: Callable[..., Any], options: Options) -> Claimi
     return claims
 
 
-def _is_missing_mode(error: Exception) -> bool:
+def is_missing_mode(error: Exception) -> bool:
     """Whether an exception says that JAX has no such mode here; not a user's slip."""
     text = str(error)
     return isinstance(error, NotImplementedError) or any(
@@ -185,12 +199,14 @@ class Check:
         args: tuple[Any, ...],
         claiming: Claiming,
         options: Options,
+        *,
+        names: Sequence[str] | None = None,
     ):
         self.fn = fn
         self.claiming = claiming
         self.options = options
         self.inputs = read_inputs(
-            fn, args, argnums=options.argnums, exclude=options.exclude
+            fn, args, argnums=options.argnums, exclude=options.exclude, names=names
         )
         self._first = self.inputs.draw(options.key, 0)
         try:
@@ -202,7 +218,11 @@ class Check:
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
         return program.trace_program(
-            self.fn, inputs, point, has_aux=self.options.has_aux
+            self.fn,
+            inputs,
+            point,
+            has_aux=self.options.has_aux,
+            intentions=self.options.expect_differs,
         )
 
     def findings(self) -> list[Finding]:
@@ -211,7 +231,7 @@ class Check:
         for trial in range(self.options.trials):
             point = self._first if trial == 0 else self._draw(trial)
             for finding in self._run_trial(point, trial):
-                place = (finding.order, finding.mode, finding.name)
+                place = (finding.order, finding.mode, finding.name, finding.check)
                 kept = found.get(place)
                 if kept is None or _rank(finding) > _rank(kept):
                     found[place] = finding
@@ -255,7 +275,9 @@ class Check:
         case = self._case(self._programs[level], claims, point, trial)
         self._evidence.add(case)
         if claims.reverse is None:
-            return explain_gaps(case, forward.judge_alone(case), forward.judge_alone)
+            found = explain_gaps(case, judge_pushed(case), judge_pushed)
+            found = judge_pushed_rounding(case, found, self.options.rounding_rtol)
+            return hand_written_findings(case, found)
         found = explain_gaps(case, judge_formula(case), judge_formula)
         pushed = forward.judge_beside_reverse(case)
         if worst(f.verdict for f in found) is Verdict.INCONCLUSIVE:
@@ -270,8 +292,10 @@ class Check:
             ]
         return [
             *values,
-            *judge_rounding(case, found, self.options.rounding_rtol),
-            *linearity_findings(case),
+            *hand_written_findings(
+                case, judge_rounding(case, found, self.options.rounding_rtol)
+            ),
+            *claims.beside(case),
             *solver_findings(case),
             *explain_gaps(case, pushed, forward.judge_beside_reverse),
         ]
@@ -334,7 +358,7 @@ class Check:
     ) -> Case:
         with jax.enable_x64(True):
             traced = self._trace(inputs, point)
-            if order == 2:
+            if traced.order < order:
                 seed = [np.asarray(s, np.float64) for s in self._evidence.seed]
                 traced = traced.gradient(seed)
             claims = self.claiming(traced, point)
@@ -351,8 +375,6 @@ class Check:
             for leaf in self.inputs.of_role(Role.HELD)
             if leaf.argument in self.inputs.argnums and not is_inexact(leaf.dtype)
         ]
-        if self._claims[0].reverse is None:
-            unchecked.append("rounding in working precision (forward mode only)")
         for claims in self._claims:
             unchecked += claims.unsupported
         return Report(
@@ -368,6 +390,7 @@ class Check:
             unchecked=tuple(dict.fromkeys(unchecked)),
             notes=tuple(self._notes()),
             replay=self._replay(assertion, name, findings),
+            hint=self._hint(findings),
         )
 
     def _precision(self) -> list[str]:
@@ -392,6 +415,26 @@ class Check:
                 f"the result of each of {self._evidence.devices} devices was checked"
             )
         return notes
+
+    def _hint(self, findings: list[Finding]) -> str:
+        """Says how rules of the user's are declared that may differ on purpose."""
+        departs = any(
+            f.verdict is Verdict.FAIL and f.gap is Gap.FORMULA and f.order == 1
+            for f in findings
+        )
+        claim = self._claims[0].reverse or self._claims[0].forward
+        if not departs or claim is None or not claim.is_autodiff:
+            return ""
+        traced = self._programs[0]
+        sources = [
+            jaxprs.read_rule(eqn)
+            for eqn in jaxprs.walk(traced.jaxpr)
+            if eqn.primitive.name in jaxprs.CUSTOM_RULES
+            and id(eqn) not in traced.declared
+        ]
+        names = [source.name for source in sources if jaxprs.is_users(source)]
+        unique = list(dict.fromkeys(names))
+        return diagnose.how_to_declare(unique) if unique else ""
 
     def _replay(self, assertion: str, name: str, findings: list[Finding]) -> str:
         bad = [f for f in findings if f.verdict is not Verdict.PASS]

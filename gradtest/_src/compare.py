@@ -8,6 +8,8 @@ two is right.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -32,7 +34,28 @@ _SETTLED_PART = 1e-3
 
 def judge_formula(case: Case) -> list[Finding]:
     """Returns the verdict on the formula of every leaf, in reverse mode."""
+    if case.readings.plain is not None:
+        return _judge_product(case, case.readings.plain)
     return FormulaJudge(case).findings()
+
+
+def _judge_product(case: Case, plain: list[np.ndarray]) -> list[Finding]:
+    """Judges a program with declared products, which no difference can follow.
+
+    Differences confirm the rule-free derivative of the program's functions; with the
+    products in their place the same autodiff then speaks for the claim.
+    """
+    shadow = copy.copy(case)
+    readings = dataclasses.replace(
+        case.readings, claimed=plain, exact=plain, plain=None
+    )
+    shadow.__dict__["readings"] = readings
+    confirmed = FormulaJudge(shadow).findings()
+    judge = FormulaJudge(case)
+    return [
+        judge.by_exact(i) if finding.verdict is Verdict.PASS else finding
+        for i, finding in enumerate(confirmed)
+    ]
 
 
 class Confirmation(NamedTuple):
@@ -101,6 +124,21 @@ class FormulaJudge:
         else:
             found |= self._judge_sound()
         return [found[i] for i in range(len(case.leaves))]
+
+    def by_exact(self, i: int) -> Finding:
+        """Judges one leaf by the exact derivative alone, which is confirmed."""
+        if not np.isfinite(self.claimed[i]).all():
+            return self._not_finite(i)
+        gap = self._gap(i)
+        if gap.is_exceeded:
+            return self._wrong(i, gap, notes=(_DECLARED_NOTE,))
+        return self._finding(
+            i,
+            Verdict.PASS,
+            size=gap.size,
+            allowed=gap.allowed,
+            notes=(_DECLARED_NOTE,),
+        )
 
     # --- the usual way: a few directions for all leaves ---------------------------
 
@@ -441,6 +479,9 @@ class FormulaJudge:
 _SYMMETRIC_NOTE = (
     "right for symmetric changes of this symmetric matrix; the function reads a part "
     "of it, and to single entries the gradient does not apply"
+)
+_DECLARED_NOTE = (
+    "with the products that expect_differs declares; differences confirmed the rest"
 )
 _SILENT_NOTE = "zero but for rounding, and claimed so"
 _FAINT_NOTE = "too faint for differences: judged by rule-free autodiff alone"

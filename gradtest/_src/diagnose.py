@@ -360,3 +360,58 @@ def unstable(claimed: np.ndarray) -> Cause:
         "keep residuals in the forward pass's precision; look for a downcast or a "
         "difference of nearly equal numbers",
     )
+
+
+def departs(check: str, says: str) -> Cause:
+    """Names a rule that does not give the same in every way that JAX runs it."""
+    name, remedy = _WAYS[check]
+    return Cause(name, f"{says} it gives another result than by itself", remedy)
+
+
+_WAYS: dict[str, tuple[str, str]] = {
+    "repeat": (
+        "not repeatable",
+        "draw nothing and keep nothing inside of the rule: pass keys and state as "
+        "arguments",
+    ),
+    "jit": (
+        "wrong under jit",
+        "use no Python state and no concrete values in the rule",
+    ),
+    "remat": (
+        "wrong under remat",
+        "the rule's fwd must give the same result each time that it is run",
+    ),
+    "linearize": (
+        "wrong when linearised",
+        "the tangent that the jvp rule returns must be linear in the tangents alone",
+    ),
+    "vmap": (
+        "wrong under vmap",
+        "look for reductions over all axes, sizes or axis names that count the batch, "
+        "and for a custom_vmap or kernel whose batching is wrong",
+    ),
+    "scan": ("wrong inside scan", "use no Python state in the rule"),
+    "symbolic zeros": (
+        "wrong where an argument or result takes no part",
+        "a symbolic zero stands for an array of zeros: handle it as one",
+    ),
+    "linear": (
+        "not linear in the cotangent",
+        "multiply every term that the rule returns by its cotangent, once",
+    ),
+    "zero cotangent": (
+        "not zero for a zero cotangent",
+        "multiply every term that the rule returns by its cotangent",
+    ),
+}
+
+
+def how_to_declare(names: Sequence[str], stand_in: str = "") -> str:
+    """Says how a rule that differs on purpose is declared."""
+    what = stand_in or "<its stand-in>"
+    first = names[0]
+    others = f" (or {', '.join(names[1:3])})" if len(names) > 1 else ""
+    return (
+        f"If {first}{others} differs on purpose: expect_differs={{{first!r}: {what}}}"
+    )

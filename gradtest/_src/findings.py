@@ -38,6 +38,10 @@ class Gap(enum.Enum):
     TREE = "tree"  # two gradients that are unlike trees
     FINITE = "finite"  # whether a gradient has NaN or inf
     FLOW = "flow"  # whether a leaf has a gradient at all
+    AGREEMENT = "agreement"  # one rule run in two ways that must give the same
+    STRUCTURE = "structure"  # what a rule returns is not of the form that it must be
+    LINEAR = "linearity"  # the values of a function that must be linear
+    REACH = "reach"  # what the check could not get at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +61,15 @@ class Cause:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One entry of a leaf where claim and truth differ most; `true` may be unknown."""
+    """One entry where claim and truth differ most; `true` may be unknown.
+
+    It is an entry of the leaf that the finding names, or of the array named `of`.
+    """
 
     index: tuple[int, ...]
     claimed: complex
     true: complex | None
+    of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +87,27 @@ class Approximation:
     seen: float
     retraced: float | None = None
     literals: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A custom rule that a program calls.
+
+    Attributes:
+      name: Name of the function that has the rule.
+      kind: "custom_vjp", "custom_jvp", "linear_call" or "hi_primitive".
+      where: Its hand-written parts, each as "bwd at file:line".
+      call: The line that calls it, as "file:line"; of several calls the first.
+      path: Modules, transformations and loops around that call.
+      count: How many calls of it, with operands of these shapes, the program makes.
+    """
+
+    name: str
+    kind: str
+    where: tuple[str, ...] = ()
+    call: str = ""
+    path: str = ""
+    count: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +131,8 @@ class Finding:
       approximation: The evidence that a gap is an approximation.
       cause: What is probably wrong.
       notes: What else is to be known: a kink, a widened allowance.
+      check: What was looked at: "derivative", "value", "linear", "vmap", ...
+      rule: The custom rule that was looked at by itself, if any.
     """
 
     name: str
@@ -120,6 +151,8 @@ class Finding:
     approximation: Approximation | None = None
     cause: Cause | None = None
     notes: tuple[str, ...] = ()
+    check: str = "derivative"
+    rule: Rule | None = None
 
     @property
     def strain(self) -> float:
@@ -152,6 +185,9 @@ class Report:
       precision: What each part of the check ran in, one line each.
       unchecked: Leaves and modes that were not checked, with the reason.
       notes: What else is to be known about the whole check.
+      replay: A line that runs the check again.
+      rules: The custom rules that were audited.
+      hint: What to write where a rule differs on purpose; empty where none does.
     """
 
     assertion: str
@@ -166,6 +202,8 @@ class Report:
     unchecked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     replay: str = ""
+    rules: tuple[Rule, ...] = ()
+    hint: str = ""
 
     def __str__(self) -> str:
         from gradtest._src.report import text

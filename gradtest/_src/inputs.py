@@ -30,6 +30,13 @@ class Role(enum.Enum):
     STATIC = "static"  # no array: None, bool, int, str, ...
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recorded:
+    """Values that one leaf had, to be taken in turn: one in each trial."""
+
+    values: tuple[Any, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """One leaf of the arguments.
@@ -38,7 +45,8 @@ class Leaf:
       name: Its path in the user's names, such as `params['dense']['kernel']`.
       argument: Position of the argument that it belongs to.
       role: What the check does with it.
-      source: The user's value, a `domains.Domain` or a `jax.ShapeDtypeStruct`.
+      source: The user's value, a `domains.Domain`, a `jax.ShapeDtypeStruct` or
+        `Recorded` values.
       shape: Its shape; `()` for static leaves.
       dtype: Its dtype as JAX sees it; None for static leaves.
     """
@@ -129,6 +137,7 @@ def read_inputs(
     *,
     argnums: int | Sequence[int] | None = None,
     exclude: Sequence[str] = (),
+    names: Sequence[str] | None = None,
 ) -> Inputs:
     """Sorts the leaves of `args` into those that move and those that are held.
 
@@ -138,6 +147,7 @@ def read_inputs(
         `jax.ShapeDtypeStruct` or `gradtest.domains` entries.
       argnums: Arguments to differentiate; None takes each with a float or complex leaf.
       exclude: Names of leaves, or of whole sub-trees, that are held and not checked.
+      names: Names of the arguments, in place of the parameters of `fn`.
 
     Raises:
       TypeError: `fn` is not callable, or `args` holds traced values.
@@ -147,7 +157,8 @@ def read_inputs(
         raise TypeError(f"`fn` must be callable, got {fn!r}.")
     wanted = _read_argnums(argnums, len(args))
     flat, treedef = jax.tree_util.tree_flatten_with_path(args, is_leaf=_is_leaf)
-    names = _argument_names(fn, len(args))
+    if names is None:
+        names = _argument_names(fn, len(args))
     excluded = _Exclusion(exclude)
     leaves = []
     for path, value in flat:
@@ -166,7 +177,7 @@ def read_inputs(
 
 
 def _is_drawn(value: Any) -> bool:
-    return isinstance(value, domains.Domain | jax.ShapeDtypeStruct)
+    return isinstance(value, domains.Domain | jax.ShapeDtypeStruct | Recorded)
 
 
 def _is_leaf(value: Any) -> bool:
@@ -215,7 +226,10 @@ def _read_leaf(name: str, argument: int, value: Any) -> Leaf:
             f"`{name}` is a traced value ({value.aval}): call the assertion outside "
             "of jit, grad, vmap and pmap, and hand the variant over as `variant=`."
         )
-    if isinstance(value, domains.Domain):
+    if isinstance(value, Recorded):
+        aval = jax.typeof(value.values[0])
+        shape, dtype = aval.shape, aval.dtype
+    elif isinstance(value, domains.Domain):
         shape, dtype = value.sized_shape(), dtypes.canonicalize_dtype(value.dtype)
     elif isinstance(value, float | complex | np.generic | np.ndarray | jax.Array):
         aval = jax.typeof(value)
@@ -238,6 +252,8 @@ def _read_leaf(name: str, argument: int, value: Any) -> Leaf:
 
 def _draw(leaf: Leaf, key: Key, trial: int) -> Any:
     source = leaf.source
+    if isinstance(source, Recorded):
+        source = source.values[trial % len(source.values)]
     if isinstance(source, jax.ShapeDtypeStruct):
         source = domains.normal(source.shape, dtype=source.dtype)
     if isinstance(source, domains.Domain):

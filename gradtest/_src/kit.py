@@ -93,6 +93,7 @@ class Kit:
         constants = constants_of(program, claim, forward)
         # The program itself holds the user's arrays: what is kept must not.
         mathematics = program.mathematics
+        as_functions = program.as_functions if claim.mode == "rev" else None
 
         def evaluator(values: Sequence[Any], **settings: Any) -> Evaluator:
             hoisted = {
@@ -111,6 +112,10 @@ class Kit:
                 lambda stops: evaluator(consts, stops=stops),
                 (moving, held, seed),
             )
+            plain = None
+            if exact is not None and as_functions is not None:
+                run = evaluator(consts, stops=Recorder())
+                plain = derivative(as_functions, run, moving, held, seed)[1]
             slopes = None
             if forward:
                 run = evaluator(consts, islands=self.islands)
@@ -120,6 +125,7 @@ class Kit:
                 "slopes": slopes,
                 "claimed": claimed,
                 "exact": exact,
+                "plain": plain,
                 "residual": claimed_run.residual,
                 "stops": stops,
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from gradtest._src import execution, jaxprs
 from gradtest._src.execution import SlipError
 from gradtest._src.inputs import Inputs, Point, Role
+from gradtest._src.intentions import Intentions, stand_ins
 from gradtest._src.jaxprs import Jaxpr
 from gradtest._src.lifting import Evaluator, Recorder, is_inexact
+from gradtest._src.stand_ins import StandIn
 from gradtest._src.structure import structure_key
 
 PyTree = Any
@@ -45,6 +47,10 @@ class Program:
       extra: Values that follow the held leaves: the cotangents of lower orders.
       outputs: The differentiable results.
       order: 1 for the function itself, 2 for its gradient.
+      result: Everything that the function returns, as shapes and dtypes.
+      declared: What stands in for rules that differ on purpose, by their calls' `id`.
+      as_functions: The mathematics with declared products left out, where there are
+        any: it is what differences can follow.
     """
 
     inputs: Inputs
@@ -54,11 +60,30 @@ class Program:
     outputs: tuple[Output, ...]
     order: int = 1
     extra: tuple[Any, ...] = ()
+    result: PyTree = None
+    declared: Mapping[int, StandIn] = dataclasses.field(default_factory=dict)
+    as_functions: Mathematics | None = None
 
     @functools.cached_property
     def key(self) -> Hashable:
         """Equal for programs of the same structure."""
-        return self.order, len(self.inputs.moving), structure_key(self.jaxpr)
+        own = structure_key(self.jaxpr)
+        return self.order, len(self.inputs.moving), own, self._declared_key()
+
+    def _declared_key(self) -> Hashable:
+        if not self.declared:
+            return ()
+        return tuple(
+            (
+                place,
+                self.declared[id(eqn)].is_product,
+                structure_key(self.declared[id(eqn)].program),
+                # Compiled in, so another array is another program.
+                tuple(map(id, jaxprs.nested_consts(self.declared[id(eqn)].program))),
+            )
+            for place, eqn in enumerate(jaxprs.walk(self.jaxpr))
+            if id(eqn) in self.declared
+        )
 
     @functools.cached_property
     def has_rules(self) -> bool:
@@ -79,16 +104,19 @@ class Program:
     def gradient(self, cotangents: Sequence[Any]) -> Program:
         """Returns the gradient along `cotangents` as a program: one order higher."""
         count = len(self.inputs.of_role(Role.HELD)) + len(self.extra)
-        lower_call, lower = self.call, self.mathematics
+        lower_call = self.call
 
         def call(moving: Sequence[Any], held: Sequence[Any]) -> Values:
             _, pull = jax.vjp(lambda *xs: lower_call(xs, held[:count]), *moving)
             return list(pull(list(held[count:])))
 
-        def mathematics(
-            run: Evaluator, moving: Sequence[Any], held: Sequence[Any]
-        ) -> Values:
-            return derivative(lower, run, moving, held[:count], held[count:])[1]
+        def gradient_of(lower: Mathematics) -> Mathematics:
+            def mathematics(
+                run: Evaluator, moving: Sequence[Any], held: Sequence[Any]
+            ) -> Values:
+                return derivative(lower, run, moving, held[:count], held[count:])[1]
+
+            return mathematics
 
         outputs = tuple(
             Output(f"gradient of {leaf.name}", leaf.shape, leaf.dtype)
@@ -97,7 +125,8 @@ class Program:
         return dataclasses.replace(
             self,
             call=call,
-            mathematics=mathematics,
+            mathematics=gradient_of(self.mathematics),
+            as_functions=self.as_functions and gradient_of(self.as_functions),
             outputs=outputs,
             order=self.order + 1,
             extra=(*self.extra, *cotangents),
@@ -136,23 +165,35 @@ def trace_program(
     point: Point,
     *,
     has_aux: bool = False,
+    role: str = "fn",
+    intentions: Intentions | None = None,
 ) -> Program:
     """Traces `fn` once at the types of `point`.
+
+    Args:
+      fn: The user's function.
+      inputs: Its arguments.
+      point: Values of their leaves.
+      has_aux: Whether it returns a pair of result and auxiliary data.
+      role: The argument of the assertion that it came as, for messages.
+      intentions: Custom rules that differ on purpose, and what they claim.
 
     Raises:
       TypeError: `fn` returns nothing that can be differentiated.
       Exception: Whatever `fn` itself raises, with a note that it was being traced.
     """
     outputs: list[Output] = []
+    results: list[PyTree] = []
 
     def call(moving: Sequence[Any], held: Sequence[Any]) -> Values:
         returned = fn(*inputs.arguments(moving, held))
-        return _differentiable(_without_aux(returned, has_aux))
+        return _differentiable(_without_aux(returned, has_aux, role))
 
     def first_call(moving: Sequence[Any], held: Sequence[Any]) -> Values:
         returned = fn(*inputs.arguments(moving, held))
-        result = _without_aux(returned, has_aux)
-        outputs.extend(_read_outputs(result))
+        result = _without_aux(returned, has_aux, role)
+        outputs.extend(_read_outputs(result, role))
+        results.append(jax.tree_util.tree_map(_shape_and_dtype, result))
         return _differentiable(result)
 
     with execution.user_code():
@@ -163,33 +204,54 @@ def trace_program(
         except SlipError:
             raise
         except Exception as error:
-            error.add_note("gradtest: raised by `fn` itself, while it was traced.")
+            error.add_note(f"gradtest: raised by `{role}` itself, while it was traced.")
             if isinstance(error, NameError) and "axis name" in str(error):
                 error.add_note(
-                    "gradtest: `fn` is traced by itself, outside of `variant`: an axis "
-                    "that it uses must be bound inside of it."
+                    f"gradtest: `{role}` is traced by itself, outside of `variant`: an "
+                    "axis that it uses must be bound inside of it."
                 )
             if isinstance(error, jax.errors.ConcretizationTypeError):
                 error.add_note(
-                    "gradtest: `fn` must be one that jax.jit accepts: it can't branch "
-                    "on values or use them as shapes."
+                    f"gradtest: `{role}` must be one that jax.jit accepts: it can't "
+                    "branch on values or use them as shapes."
                 )
             raise
 
+    declared: dict[int, StandIn] = {}
+    if intentions:
+        with execution.user_code():
+            declared = stand_ins(jaxpr, intentions)
+    functions = {key: each for key, each in declared.items() if not each.is_product}
+    return Program(
+        inputs,
+        call,
+        _evaluating(jaxpr, declared),
+        jaxpr,
+        tuple(outputs),
+        result=results[0],
+        declared=declared,
+        as_functions=(
+            _evaluating(jaxpr, functions) if len(functions) < len(declared) else None
+        ),
+    )
+
+
+def _evaluating(jaxpr: Jaxpr, declared: Mapping[int, StandIn]) -> Mathematics:
     def mathematics(
         run: Evaluator, moving: Sequence[Any], held: Sequence[Any]
     ) -> Values:
-        return run(jaxpr, [*moving, *held])
+        at = run.fork(declared=declared) if declared else run
+        return at(jaxpr, [*moving, *held])
 
-    return Program(inputs, call, mathematics, jaxpr, tuple(outputs))
+    return mathematics
 
 
-def _without_aux(returned: Any, has_aux: bool) -> Any:
+def _without_aux(returned: Any, has_aux: bool, role: str) -> Any:
     if not has_aux:
         return returned
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise SlipError(
-            "`fn` must return a pair (result, auxiliary) when has_aux=True, got "
+            f"`{role}` must return a pair (result, auxiliary) when has_aux=True, got "
             f"{describe(returned)}."
         )
     return returned[0]
@@ -203,7 +265,11 @@ def _differentiable(result: PyTree) -> Values:
     ]
 
 
-def _read_outputs(result: PyTree) -> list[Output]:
+def _shape_and_dtype(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def _read_outputs(result: PyTree, role: str) -> list[Output]:
     flat, _ = jax.tree_util.tree_flatten_with_path(result)
     outputs = []
     for path, leaf in flat:
@@ -211,7 +277,7 @@ def _read_outputs(result: PyTree) -> list[Output]:
             dtype = jnp.result_type(leaf)
         except TypeError:
             raise SlipError(
-                f"`fn` must return arrays, got {describe(leaf)} at "
+                f"`{role}` must return arrays, got {describe(leaf)} at "
                 f"result{jax.tree_util.keystr(path)}."
             ) from None
         if is_inexact(dtype):
@@ -219,12 +285,12 @@ def _read_outputs(result: PyTree) -> list[Output]:
             outputs.append(Output(name, jnp.shape(leaf), dtype))
     if outputs and not any(math.prod(output.shape) for output in outputs):
         raise SlipError(
-            f"`fn` must return at least one entry, got {describe(result)}: there is "
-            "nothing to differentiate."
+            f"`{role}` must return at least one entry, got {describe(result)}: there "
+            "is nothing to differentiate."
         )
     if not outputs:
         raise SlipError(
-            "`fn` must return a float or complex array (or a tree with one), got "
+            f"`{role}` must return a float or complex array (or a tree with one), got "
             f"{describe(result)}: there is nothing to differentiate."
         )
     return outputs

@@ -39,6 +39,8 @@ class Readings:
       claimed_values: Results that the claim returns beside its derivative, if any.
       claimed: The derivative under test, lifted.
       exact: The rule-free derivative; None where it does not exist.
+      plain: The rule-free derivative with declared products left out, if there are
+        any: what differences confirm in place of `exact`.
       slopes: Tangents of the outputs by the forward-mode derivative, where it is read.
       residual: Largest relative residuals by `solvers.SolveKind`.
       stops: The base point's stopped values, for `Bench.line`.
@@ -51,6 +53,7 @@ class Readings:
     slopes: Values | None
     residual: np.ndarray
     stops: Any
+    plain: Values | None = None
 
 
 class Bench:
@@ -189,6 +192,7 @@ class Bench:
             slopes,
             np.zeros(4) if residual is None else residual,
             stops,
+            found["plain"],
         )
 
     def line(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
-from gradtest._src.findings import Entry, Finding, Gap, Report, Verdict
+from gradtest._src.findings import Entry, Finding, Gap, Report, Rule, Verdict
+from gradtest._src.report import rules
 
 _OTHERS_NAMED = 4
 _MODES = {"rev": "reverse mode", "fwd": "forward mode"}
 _HEADLINES = {
     Gap.VALUE: "{subject} returns another value under differentiation: {where}.",
     Gap.SOLVER: "{subject} uses a linear solver that is wrong: {name}.",
-    Gap.ROUNDING: "the gradient of {subject} loses its accuracy at {where}.",
+    Gap.LINEAR: "{subject} is not linear: {where}.",
+    Gap.ROUNDING: "the {kind} of {subject} loses its accuracy at {where}.",
     Gap.CLOSE: "the gradients differ at {where}.",
     Gap.TREE: "the gradients can't be compared at {where}.",
     Gap.FINITE: "the gradient of {subject} is not finite at {where}.",
@@ -23,6 +25,15 @@ _GAPS = {
     Gap.ROUNDING: "relative gap between its own dtype and float64",
     Gap.SOLVER: "relative residual",
     Gap.CLOSE: "relative difference",
+    Gap.AGREEMENT: "relative difference",
+    Gap.LINEAR: "relative gap",
+}
+# What an assertion speaks of, where that is no gradient.
+_KINDS = {
+    "assert_vjp_matches": "vector-Jacobian product",
+    "assert_jvp_matches": "Jacobian-vector product",
+    "assert_hvp_matches": "Hessian-vector product",
+    "assert_transpose_matches": "transpose",
 }
 
 
@@ -30,14 +41,21 @@ def message(report: Report) -> str:
     """Returns the two to eight lines of a failed or inconclusive check."""
     findings = [f for f in report.findings if f.verdict is report.verdict]
     chief = max(findings, key=_importance)
-    lines = [_headline(report, chief), *_numbers(chief)]
+    lines = [_headline(report, chief)]
+    if chief.rule is not None:
+        lines.append(rules.whereabouts(chief.rule))
+    lines += _numbers(chief)
     if chief.cause is not None:
         label = "Likely cause" if report.verdict is Verdict.FAIL else "Reason"
         lines.append(f"{label}: {chief.cause.says}.")
         lines.append(f"Try: {chief.cause.remedy}.")
-    others = _others(report, findings, chief)
-    if others:
-        lines.append(others)
+    if chief.rule is not None:
+        rest = rules.others(report, chief)
+    else:
+        rest = _others(report, findings, chief)
+    hint = f"{report.hint}." if report.hint else ""
+    if rest or hint:
+        lines.append(" ".join(part for part in (rest, hint) if part))
     if report.replay:
         lines.append(f"Replay: {report.replay}")
     return "\n  ".join(lines)
@@ -45,14 +63,20 @@ def message(report: Report) -> str:
 
 def _importance(finding: Finding) -> tuple[bool, bool, float]:
     """What explains most comes first: solvers and values, then reverse mode."""
-    is_root = finding.gap in (Gap.SOLVER, Gap.VALUE)
+    is_root = finding.gap in (Gap.SOLVER, Gap.VALUE, Gap.LINEAR)
+    is_root |= finding.judged_by == "linearity"
     return is_root, finding.mode == "rev", finding.strain
 
 
 def full(report: Report) -> str:
     """Returns everything that a report knows."""
     lines = [f"{report.verdict.value}: {report.assertion}({report.subject})"]
-    lines += [f"  {_line(finding)}" for finding in report.findings]
+    lines += [
+        f"  {_line(finding)}" for finding in report.findings if finding.rule is None
+    ]
+    for rule in report.rules:
+        own = [finding for finding in report.findings if finding.rule == rule]
+        lines += [f"  {line}" for line in _of_rule(rule, own)]
     if math.isfinite(report.smallest_seen):
         lines.append(
             f"  smallest relative error that would have been seen: "
@@ -70,15 +94,34 @@ def full(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _of_rule(rule: Rule, findings: list[Finding]) -> list[str]:
+    lines = [f"{rule.kind} {rule.name}: {rules.whereabouts(rule)}"]
+    told = [_line(f) for f in findings if not rules.is_summed_up(f)]
+    summary = rules.passed_checks(findings)
+    return lines + [f"  {line}" for line in [*told, summary] if line]
+
+
 def _headline(report: Report, chief: Finding) -> str:
     where = _where(chief)
+    if chief.rule is not None:
+        return rules.headline(chief.rule, chief, where)
     if report.verdict is Verdict.INCONCLUSIVE:
         return f"nothing can be concluded about {report.subject} at {where}."
+    kind = {1: "gradient", 2: "second derivative"}[chief.order]
+    if report.assertion in _KINDS:
+        kind = _KINDS[report.assertion]
+        where = where.removesuffix(f", {_MODES['fwd']}")
+    if report.assertion == "assert_grads_agree":
+        if chief.gap is Gap.VALUE:
+            return f"{report.subject} and the reference differ in value: {where}."
+        if chief.gap is Gap.FORMULA:
+            return (
+                f"the gradient of {report.subject} is not the reference's at {where}."
+            )
     if chief.gap in _HEADLINES:
         return _HEADLINES[chief.gap].format(
-            subject=report.subject, where=where, name=chief.name
+            subject=report.subject, where=where, name=chief.name, kind=kind
         )
-    kind = {1: "gradient", 2: "second derivative"}[chief.order]
     return f"the {kind} of {report.subject} is wrong at {where}."
 
 
@@ -109,7 +152,7 @@ def _numbers(finding: Finding) -> list[str]:
 
 def _entry(finding: Finding, entry: Entry) -> str:
     index = f"[{', '.join(map(str, entry.index))}]" if entry.index else ""
-    place = f"{finding.name}{index}"
+    place = f"{entry.of or finding.name}{index}"
     if finding.gap is Gap.FINITE:
         return f"{place}: {entry.claimed:.6g}."
     judge = "reference" if finding.gap is Gap.CLOSE else "true"

@@ -1,0 +1,505 @@
+"""Audits custom rules one by one, at the values that reach them in a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtest._src import check as _check
+from gradtest._src import diagnose, intentions, jaxprs, rules, seeding
+from gradtest._src.case import Case
+from gradtest._src.check import Check, Claims, Options
+from gradtest._src.execution import SlipError
+from gradtest._src.findings import Cause, Finding, Gap, Report, Rule, Verdict, worst
+from gradtest._src.inputs import Inputs, Point, Recorded, read_inputs
+from gradtest._src.lifting import is_inexact, widen
+from gradtest._src.malformed import malformed
+from gradtest._src.program import Program, trace_program
+from gradtest._src.reach import Call, find_calls
+from gradtest._src.rules import RuleUse
+from gradtest._src.ways import judge_ways
+
+# What a rule that passed was looked at for, beside what has findings of its own.
+_SILENT_CHECKS = ("value", "structure")
+
+
+@dataclasses.dataclass
+class Audit:
+    """What came of one rule."""
+
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    unchecked: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    precision: list[str] = dataclasses.field(default_factory=list)
+    hint: str = ""
+
+
+class RuleCheck(Check):
+    """The check of one rule as a function of its own operands."""
+
+    def __init__(
+        self, use: RuleUse, options: Options, in_float64: Callable[[], Call | None]
+    ):
+        self.use = use
+        self.case: Case | None = None
+        self.unchecked: list[str] = []
+        self._in_float64 = in_float64
+        self._function = call = RuleCall(use)
+        super().__init__(
+            call,
+            call.arguments(),
+            self._claims_of,
+            dataclasses.replace(
+                options,
+                argnums=call.argnums(),
+                trials=len(use.samples),
+                expect_differs=_declared_here(use, options),
+            ),
+            names=call.names(),
+        )
+
+    def _claims_of(self, traced: Program, point: Point) -> Claims:
+        claims = _check.autodiff_claims(self.options)(traced, point)
+        own = claims.beside
+
+        def beside(case: Case) -> list[Finding]:
+            if case.program.order == 1 and self.case is None:
+                self.case = case
+            return own(case)
+
+        return dataclasses.replace(claims, beside=beside)
+
+    def precision(self) -> list[str]:
+        """Says what did not run in float64, and why differences alone judged."""
+        return [line for line in self._precision() if "everything" not in line]
+
+    def points(self) -> list[Point]:
+        """Returns the values of every call that is looked at."""
+        return [
+            self.inputs.draw(self.options.key, trial)
+            for trial in range(self.options.trials)
+        ]
+
+    def _trace(self, inputs: Inputs, point: Point) -> Program:
+        if inputs is not self.inputs:  # traced anew, in float64
+            call = self._in_float64()
+            if call is None:
+                raise NotImplementedError("the call is not there in float64")
+            self._function.call = call
+        return super()._trace(inputs, point)
+
+    def _retraced_case(self, *args: Any) -> Case:
+        own = self._function.call
+        try:
+            return super()._retraced_case(*args)
+        finally:
+            self._function.call = own
+
+    def _run_trial(self, point: Point, trial: int) -> list[Finding]:
+        try:
+            return super()._run_trial(point, trial)
+        except _NoSecondOrder as error:
+            self.unchecked.append(f"second order: {error}")
+            return error.first
+
+    def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
+        if level == 0:
+            self._first_order = super()._judge(level, point, trial)
+            return self._first_order
+        try:
+            found = super()._judge(level, point, trial)
+        except Exception as error:
+            raise _NoSecondOrder(self._first_order, error) from error
+        open_ends = [f for f in found if f.verdict is Verdict.INCONCLUSIVE]
+        if open_ends and open_ends[0].cause is not None:
+            self.unchecked.append(f"second order: {open_ends[0].cause.says}")
+        return [
+            dataclasses.replace(f, check="second order")
+            for f in found
+            if f.verdict is not Verdict.INCONCLUSIVE
+        ]
+
+    def _add_second_order(self, point: Point) -> None:
+        try:
+            super()._add_second_order(point)
+        except Exception as error:  # whatever the rule raises when differentiated
+            del self._programs[1:]
+            raise _NoSecondOrder(self._first_order, error) from error
+
+
+class _NoSecondOrder(Exception):
+    """A rule has no second derivative; holds what the first one's check found."""
+
+    def __init__(self, first: list[Finding], error: Exception):
+        super().__init__((str(error).strip().splitlines() or [type(error).__name__])[0])
+        self.first = first
+
+
+class RuleCall:
+    """A rule's call as a function of its operands, finite where they move.
+
+    An operand that holds infinities (masked logits) moves in its finite entries; the
+    others are handed over as further arguments.
+    """
+
+    def __init__(self, use: RuleUse):
+        self.use = use
+        self.call = use.call
+        self.__name__ = use.rule.name
+        self._split = [
+            i
+            for i in self.argnums()
+            if not all(_is_finite(sample[i]) for sample in use.samples)
+        ]
+
+    def __call__(self, *arguments: Any) -> list[Any]:
+        count = len(self.call.eqn.invars)
+        operands, rest = list(arguments[:count]), arguments[count:]
+        for i, mask, held in zip(self._split, rest[::2], rest[1::2], strict=True):
+            operands[i] = jnp.where(mask, operands[i], held)
+        return rules.as_function(self.call)(*operands)
+
+    def argnums(self) -> tuple[int, ...]:
+        """Returns the operands that are differentiated."""
+        found = [
+            i
+            for i, aval in enumerate(jaxprs.operand_types(self.use.call.eqn))
+            if i >= self.use.source.num_consts and is_inexact(aval.dtype) and aval.size
+        ]
+        reached = [i for i in found if self.use.moving[i]]
+        return tuple(reached or found)
+
+    def names(self) -> list[str]:
+        """Returns the names of the arguments."""
+        known, first = self.use.source.operands, self.use.source.num_consts
+        count = len(self.call.eqn.invars)
+        fits = len(known) == count - first
+        names = [
+            known[i - first] if fits and i >= first else f"operand {i}"
+            for i in range(count)
+        ]
+        return names + [
+            f"{names[i]}.{part}" for i in self._split for part in ("finite", "infinite")
+        ]
+
+    def arguments(self) -> tuple[Recorded, ...]:
+        """Returns the values of the arguments, one for each sample."""
+        columns = [list(column) for column in zip(*self.use.samples, strict=True)]
+        extra = []
+        for i in self._split:
+            masks = [np.isfinite(_wide(value)) for value in columns[i]]
+            extra += [masks, columns[i]]
+            columns[i] = [
+                np.where(mask, value, np.zeros((), value.dtype))
+                for mask, value in zip(masks, columns[i], strict=True)
+            ]
+        return tuple(Recorded(tuple(column)) for column in [*columns, *extra])
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.complex128 if value.dtype.kind == "c" else np.float64)
+
+
+def _is_finite(value: np.ndarray) -> bool:
+    return bool(np.isfinite(_wide(value)).all())
+
+
+def _declared_here(use: RuleUse, options: Options) -> Any:
+    """Returns the declarations that concern a rule or those inside of it."""
+    if not options.expect_differs:
+        return None
+    program = jaxprs.rule_free_program(use.call.eqn)
+    inside = [
+        jaxprs.read_rule(eqn)
+        for eqn in jaxprs.walk(program)
+        if eqn.primitive.name in jaxprs.CUSTOM_RULES
+    ]
+    sources = [use.source, *inside]
+    return {
+        rule: alternative
+        for rule, alternative in options.expect_differs.items()
+        if any(intentions.names(rule, source) for source in sources)
+    }
+
+
+def audit_rule(
+    use: RuleUse, options: Options, in_float64: Callable[[], Call | None]
+) -> Audit:
+    """Audits one rule.
+
+    Args:
+      use: The rule, with values.
+      options: The user's; `argnums`, `trials` and `exclude` are not looked at.
+      in_float64: Finds the call in the program traced anew with float64 inputs.
+    """
+    audit = Audit()
+    label = f"{use.rule.kind} {use.rule.name}"
+    if use.samples and not use.is_invoked:
+        audit.notes.append(
+            f"{label}: the derivative never goes through it: {use.why_not_invoked()}"
+        )
+    if use.trouble or not RuleCall(use).argnums():
+        why = use.trouble or "it has no float or complex operand"
+        audit.unchecked.append(f"{label}: {why}")
+        if use.trouble.startswith("NaN"):
+            audit.findings.append(_unreached(use, why))
+        return audit
+    try:
+        rule_check = RuleCheck(use, options, in_float64)
+    except NotImplementedError as error:
+        audit.unchecked.append(f"{label}: {error}")
+        return audit
+    except Exception as error:  # whatever a malformed rule makes JAX raise
+        audit.findings.append(_malformed(use, error))
+        return audit
+    findings = _run(rule_check)
+    audit.findings = [dataclasses.replace(f, rule=use.rule) for f in findings]
+    audit.unchecked += [f"{label}: {line}" for line in rule_check.unchecked]
+    audit.precision += [f"{label}: {line}" for line in rule_check.precision()]
+    audit.hint = _hint(rule_check, findings)
+    return audit
+
+
+def _run(rule_check: RuleCheck) -> list[Finding]:
+    with np.errstate(all="ignore"):
+        findings = rule_check.findings()
+        case = rule_check.case
+        right = worst(f.verdict for f in findings) is Verdict.PASS
+        if not right or case is None:
+            return findings
+        findings += [_passed(case, check) for check in _SILENT_CHECKS]
+        agreeing, unsupported = judge_ways(case, rule_check.points())
+        findings += [*agreeing, *_repeated(case)]
+    rule_check.unchecked += unsupported
+    return findings
+
+
+def _hint(rule_check: RuleCheck, findings: list[Finding]) -> str:
+    """Says how to declare a rule of the user's that may differ on purpose."""
+    use, case = rule_check.use, rule_check.case
+    departs = any(
+        f.verdict is Verdict.FAIL and f.gap is Gap.FORMULA and f.order == 1
+        for f in findings
+    )
+    if not departs or case is None or not jaxprs.is_users(use.source):
+        return ""
+    if id(case.program.jaxpr.eqns[0]) in case.program.declared:
+        return (
+            f"It was compared with what expect_differs declares for {use.rule.name}: "
+            "one of the two is wrong"
+        )
+    return diagnose.how_to_declare([use.rule.name], _stands_in(case))
+
+
+def _stands_in(case: Case) -> str:
+    """Returns the function that a rule differentiates like, where it is a plain one."""
+    claimed, seed = case.readings.claimed, [widen(value) for value in case.seed]
+    if len(claimed) != 1 or len(seed) != 1 or claimed[0].shape != seed[0].shape:
+        return ""
+    if np.array_equal(claimed[0], seed[0]):
+        return "lambda x: x"
+    return "lambda x: -x" if np.array_equal(claimed[0], -seed[0]) else ""
+
+
+def _passed(case: Case, check: str) -> Finding:
+    return Finding(
+        "all arguments",
+        (),
+        "",
+        Verdict.PASS,
+        Gap.AGREEMENT,
+        case.claim.mode,
+        check=check,
+        allowed=case.rtol,
+        judged_by="the rule itself",
+    )
+
+
+def _repeated(case: Case) -> list[Finding]:
+    """Runs the rule twice in its own precision: the same bits should come out."""
+    lifted = case.readings.claimed
+    once, again = (case.bench.read_working(case.point, lifted)[1] for _ in range(2))
+    same = all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(once, again, strict=True)
+    )
+    found = _passed(case, "repeated run")
+    if same:
+        return [dataclasses.replace(found, notes=("bit for bit",))]
+    gaps = [
+        float(np.max(np.abs(a - b)) / (np.max(np.abs(a)) or 1.0))
+        for a, b in zip(once, again, strict=True)
+    ]
+    level, allowed = max(gaps), 64 * case.working_eps
+    verdict = Verdict.PASS if level <= allowed else Verdict.FAIL
+    return [
+        dataclasses.replace(
+            found,
+            verdict=verdict,
+            size=level,
+            allowed=allowed,
+            cause=None
+            if verdict is Verdict.PASS
+            else diagnose.departs("repeat", "run"),
+        )
+    ]
+
+
+def _malformed(use: RuleUse, error: Exception) -> Finding:
+    return Finding(
+        "all arguments",
+        (),
+        "",
+        Verdict.FAIL,
+        Gap.STRUCTURE,
+        judged_by="JAX",
+        cause=malformed(error),
+        check="structure",
+        rule=use.rule,
+    )
+
+
+def _unreached(use: RuleUse, why: str) -> Finding:
+    cause = Cause(
+        "not reached",
+        why,
+        "choose arguments at which the program is finite and calls the rule",
+    )
+    return Finding(
+        "all arguments",
+        (),
+        "",
+        Verdict.INCONCLUSIVE,
+        Gap.REACH,
+        cause=cause,
+        check="reach",
+        rule=use.rule,
+    )
+
+
+# --- the whole program ---------------------------------------------------------------
+
+
+class ProgramAudit:
+    """Audits every custom rule that a function calls."""
+
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], options: Options, only: Any
+    ):
+        self.fn, self.options, self.only = fn, options, only
+        self.inputs = read_inputs(
+            fn, args, argnums=options.argnums, exclude=options.exclude
+        )
+
+    def report(self, assertion: str) -> Report:
+        """Audits every rule at the values of each trial.
+
+        Raises:
+          ValueError: The function calls no custom rule, or none that is wanted.
+        """
+        audits: list[Audit] = []
+        found: list[Rule] = []
+        for trial in range(self.options.trials):
+            for use, in_float64 in self._uses(trial):
+                found.append(use.rule)
+                options = dataclasses.replace(self.options, exclude=(), variant=None)
+                audits.append(audit_rule(use, options, in_float64))
+        return self._report(assertion, audits, tuple(dict.fromkeys(found)))
+
+    def _uses(self, trial: int) -> list[tuple[RuleUse, Callable[[], Call | None]]]:
+        point = self.inputs.draw(self.options.key, trial)
+        try:
+            program = self._trace(self.inputs, point, self.options.expect_differs)
+        except SlipError as error:
+            raise TypeError(str(error)) from None
+        uses = rules.find_rules(program, point, self.only)
+        if not uses:
+            raise ValueError(
+                "`fn` calls no custom rule (custom_vjp or custom_jvp), so there is "
+                "nothing to audit; assert_autodiff_matches checks its derivative."
+            )
+        again = _TracedAnew(self, point)
+        return [(use, functools.partial(again.call_like, use)) for use in uses]
+
+    def _trace(self, inputs: Inputs, point: Point, intentions: Any = None) -> Program:
+        return trace_program(
+            self.fn,
+            inputs,
+            point,
+            has_aux=self.options.has_aux,
+            intentions=intentions,
+        )
+
+    def _report(
+        self, assertion: str, audits: list[Audit], found: tuple[Rule, ...]
+    ) -> Report:
+        findings = [finding for audit in audits for finding in audit.findings]
+        unchecked = [line for audit in audits for line in audit.unchecked]
+        if not findings:
+            findings = [_nothing_reached(unchecked)]
+        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+        key = seeding.describe(self.options.key)
+        verdict = worst(finding.verdict for finding in findings)
+        replay = f"gradtest.{assertion}({name}, ..., key={key})"
+        hints = [audit.hint for audit in audits if audit.hint]
+        return Report(
+            assertion=assertion,
+            subject=name,
+            verdict=verdict,
+            findings=tuple(findings),
+            trials=self.options.trials,
+            key=key,
+            order=self.options.order,
+            precision=tuple(dict.fromkeys(p for a in audits for p in a.precision)),
+            unchecked=tuple(dict.fromkeys(unchecked)),
+            notes=tuple(dict.fromkeys(note for a in audits for note in a.notes)),
+            replay="" if verdict is Verdict.PASS else replay,
+            rules=found,
+            hint=hints[0] if hints else "",
+        )
+
+
+class _TracedAnew:
+    """The program traced with float64 inputs, once it is asked for."""
+
+    def __init__(self, audit: ProgramAudit, point: Point):
+        self._audit, self._point = audit, point
+
+    @functools.cached_property
+    def _calls(self) -> list[Call]:
+        inputs, wide = self._audit.inputs.widened(self._point)
+        with jax.enable_x64(True):
+            program = self._audit._trace(inputs, wide)
+        return find_calls(program.jaxpr, [True] * len(program.jaxpr.in_avals))
+
+    def call_like(self, use: RuleUse) -> Call | None:
+        """Returns the first call of the same rule with operands of the same shapes."""
+        wanted = [aval.shape for aval in jaxprs.operand_types(use.call.eqn)]
+        for call in self._calls:
+            shapes = [aval.shape for aval in jaxprs.operand_types(call.eqn)]
+            source = jaxprs.read_rule(call.eqn)
+            if source.identity == use.source.identity and shapes == wanted:
+                return call
+        return None
+
+
+def _nothing_reached(unchecked: list[str]) -> Finding:
+    cause = Cause(
+        "not reached",
+        "no rule could be audited: " + "; ".join(unchecked[:3]),
+        "choose arguments at which the program calls its rules",
+    )
+    return Finding(
+        "every rule",
+        (),
+        "",
+        Verdict.INCONCLUSIVE,
+        Gap.REACH,
+        cause=cause,
+        check="reach",
+    )

@@ -1,0 +1,66 @@
+"""The parts of a text report that speak of custom rules."""
+
+from __future__ import annotations
+
+from gradtest._src.findings import Finding, Gap, Report, Rule, Verdict
+
+_OTHERS_NAMED = 4
+
+
+def headline(rule: Rule, chief: Finding, where: str) -> str:
+    """Says which rule is wrong, and in what respect."""
+    name = f"the {rule.kind} rule of {rule.name}"
+    if chief.verdict is Verdict.INCONCLUSIVE:
+        return f"nothing can be concluded about {name} at {where}."
+    if chief.gap is Gap.VALUE:
+        return f"{name} returns another value than {rule.name} itself: {where}."
+    if chief.gap is Gap.STRUCTURE:
+        return f"{name} is malformed at {where}."
+    if chief.gap is Gap.ROUNDING:
+        return f"{name} loses its accuracy at {where}."
+    if chief.gap is Gap.AGREEMENT:
+        return f"{name} gives another derivative in the check {chief.check!r}: {where}."
+    if chief.order > 1:
+        return f"{name} has a wrong second derivative at {where}."
+    return f"{name} is wrong at {where}."
+
+
+def whereabouts(rule: Rule) -> str:
+    """Says where a rule was written and where it is called."""
+    times = f", {rule.count} calls" if rule.count > 1 else ""
+    path = f" in {rule.path}" if rule.path else ""
+    return f"{', '.join(rule.where)}; called at {rule.call}{path}{times}."
+
+
+def others(report: Report, chief: Finding) -> str:
+    """Names the other rules with the same verdict, or counts those that are right."""
+    findings = [f for f in report.findings if f.verdict is report.verdict]
+    named = [
+        f"{f.rule.name} ({f.name})"
+        for f in findings
+        if f.rule is not None and f.rule != chief.rule
+    ]
+    if named:
+        some = list(dict.fromkeys(named))
+        more = f" and {len(some) - _OTHERS_NAMED} more" * (len(some) > _OTHERS_NAMED)
+        word = "Wrong" if report.verdict is Verdict.FAIL else "Open"
+        return f"{word} as well: {', '.join(some[:_OTHERS_NAMED])}{more}."
+    right = len(report.rules) - 1
+    if not right:
+        return ""
+    return f"The other {right} rules are right." if right > 1 else "The other is right."
+
+
+def passed_checks(findings: list[Finding]) -> str:
+    """Sums up the checks of one rule that passed without numbers of their own."""
+    names = [
+        f.check + "".join(f" ({note})" for note in f.notes)
+        for f in findings
+        if f.gap is Gap.AGREEMENT and f.verdict is Verdict.PASS
+    ]
+    return f"{'PASS':12s} also: {', '.join(names)}" if names else ""
+
+
+def is_summed_up(finding: Finding) -> bool:
+    """Whether a finding is one of those that `passed_checks` names."""
+    return finding.gap is Gap.AGREEMENT and finding.verdict is Verdict.PASS

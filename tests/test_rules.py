@@ -1,0 +1,290 @@
+"""Every call of a custom rule is found, with its place and the values that reach it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+import gradtest
+from gradtest._src import inputs, program, rules
+from gradtest._src.check import Check  # noqa: F401  registers every handler
+
+X = jnp.linspace(-1.0, 1.5, 4)
+
+
+@jax.custom_vjp
+def scaled_sine(x, w):
+    return w * jnp.sin(x)
+
+
+scaled_sine.defvjp(
+    lambda x, w: (scaled_sine(x, w), (x, w)),
+    lambda res, g: (g * res[1] * jnp.cos(res[0]), jnp.sum(g * jnp.sin(res[0]))),
+)
+
+
+@jax.custom_jvp
+def square(x):
+    return x**2
+
+
+square.defjvps(lambda t, value, x: 2 * x * t)
+
+
+@jax.custom_vjp
+def outer(x):
+    return square(x) + x
+
+
+outer.defvjp(lambda x: (outer(x), x), lambda x, g: (g * (2 * x + 1),))
+
+
+def uses_of(fn, *args, only=None):
+    read = inputs.read_inputs(fn, args)
+    point = read.draw(0, 0)
+    return rules.find_rules(program.trace_program(fn, read, point), point, only)
+
+
+def first_operands(use):
+    return [np.asarray(sample[0]) for sample in use.samples]
+
+
+@pytest.mark.core
+def test_a_rule_is_named_with_the_lines_of_its_parts_and_of_its_call():
+    (use,) = uses_of(lambda x: scaled_sine(x, 2.0), X)
+    assert (use.rule.name, use.rule.kind) == ("scaled_sine", "custom_vjp")
+    assert [part.split(":")[0] for part in use.rule.where] == [
+        "fwd at tests/test_rules.py",
+        "bwd at tests/test_rules.py",
+    ]
+    assert use.rule.call.startswith("tests/test_rules.py:")
+    assert use.source.operands == ("x", "w")
+
+
+@pytest.mark.core
+def test_parts_that_a_library_wraps_are_found_at_their_authors_lines():
+    (use,) = uses_of(square, X)
+    assert use.rule.where[0].startswith("jvp at tests/test_rules.py:")
+
+
+@pytest.mark.core
+def test_a_scan_shows_its_first_a_middle_and_its_last_turn():
+    def fn(x):
+        return jax.lax.scan(lambda c, _: (scaled_sine(c, 2.0), c), x, None, length=7)
+
+    (use,) = uses_of(fn, X)
+    turns = fn(X)[1]
+    assert use.rule.count == 7
+    for found, turn in zip(first_operands(use), (0, 3, 6), strict=True):
+        np.testing.assert_allclose(found, turns[turn], rtol=1e-6)
+
+
+@pytest.mark.core
+def test_a_reversed_scan_starts_at_its_last_element():
+    def fn(xs):
+        return jax.lax.scan(lambda c, x: (c, square(x)), 0.0, xs, reverse=True)
+
+    (use,) = uses_of(fn, jnp.arange(5.0))
+    assert [float(found) for found in first_operands(use)] == [4.0, 2.0, 0.0]
+
+
+@pytest.mark.core
+def test_a_while_loop_shows_turns_up_to_its_last():
+    def fn(x):
+        return jax.lax.while_loop(
+            lambda s: s[1] < 6, lambda s: (square(s[0]), s[1] + 1), (x, 0)
+        )[0]
+
+    (use,) = uses_of(fn, jnp.float32(1.01))
+    wanted = [1.01 ** (2**turn) for turn in (0, 4, 5)]
+    np.testing.assert_allclose(first_operands(use), wanted, rtol=1e-4)
+
+
+@pytest.mark.core
+def test_only_the_branch_that_is_taken_shows_values():
+    def fn(x):
+        return jax.lax.cond(x[0] > 0, square, lambda y: scaled_sine(y, 3.0), x)
+
+    by_name = {use.rule.name: use for use in uses_of(fn, X)}
+    assert by_name["square"].samples == ()
+    assert by_name["square"].trouble == "it was not reached at these values"
+    np.testing.assert_array_equal(first_operands(by_name["scaled_sine"])[0], X)
+
+
+@pytest.mark.core
+def test_many_calls_with_equal_shapes_are_one_use_with_their_count():
+    def fn(x):
+        for _ in range(48):
+            x = scaled_sine(x, 1.01)
+        return x
+
+    (use,) = uses_of(fn, X)
+    assert use.rule.count == 48
+    assert len(use.samples) == 3
+    np.testing.assert_array_equal(first_operands(use)[0], X)
+
+
+@pytest.mark.core
+def test_calls_with_other_shapes_are_another_use():
+    uses = uses_of(lambda x: square(x).sum() + square(x[:2]).sum(), X)
+    assert [use.samples[0][0].shape for use in uses] == [(4,), (2,)]
+
+
+@pytest.mark.core
+def test_rules_inside_of_rules_are_found_and_said_to_be_shadowed():
+    by_name = {use.rule.name: use for use in uses_of(outer, X)}
+    assert by_name["outer"].is_invoked
+    assert not by_name["square"].is_invoked
+    assert "`outer`" in by_name["square"].why_not_invoked()
+    assert by_name["square"].rule.path == "outer()"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("fn", "why"),
+    [
+        (lambda x: x + jax.lax.stop_gradient(square(x)), "stop_gradient"),
+        (lambda x: x * square(jnp.ones(4)), "depends on what is differentiated"),
+        (lambda x: (square(x).astype(int), x)[1], "stop_gradient"),
+    ],
+)
+def test_a_rule_that_the_derivative_never_goes_through_is_told(fn, why):
+    report = gradtest.assert_custom_rules_match(fn, X)
+    assert any("never goes through" in note and why in note for note in report.notes)
+
+
+@pytest.mark.core
+def test_a_live_rule_in_a_loop_is_not_said_to_be_unused():
+    def fn(x):
+        def turn(carry, _):
+            return (carry[1], square(carry[0])), None
+
+        return jax.lax.scan(turn, (x, x), None, 4)[0][0]
+
+    (use,) = uses_of(fn, X)
+    assert use.is_invoked
+
+
+@pytest.mark.core
+def test_batched_and_rematerialised_calls_are_found():
+    def fn(x):
+        rows = jnp.stack([x, 2 * x, 3 * x])
+        return jax.checkpoint(jax.vmap(lambda r: scaled_sine(r, r[0])))(rows)
+
+    (use,) = uses_of(fn, X)
+    assert use.samples[0][0].shape == (3, 4)
+    assert "remat" in use.rule.path
+
+
+@pytest.mark.core
+def test_a_flax_rule_is_placed_by_its_modules():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return scaled_sine(nn.Dense(4)(x), 2.0)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.remat(Block)(name="deep")(x)
+
+    params = Model().init(jax.random.key(0), X)
+    (use,) = uses_of(lambda p: Model().apply(p, X).sum(), params)
+    assert "Model" in use.rule.path
+    assert "deep" in use.rule.path
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "only", ["square", "squ*", square, __name__, ("square",), [square]]
+)
+def test_only_narrows_by_name_pattern_module_or_function(only):
+    names = [use.rule.name for use in uses_of(lambda x: square(x), X, only=only)]
+    assert names == ["square"]
+
+
+@pytest.mark.core
+def test_only_leaves_the_other_rules_out():
+    def fn(x):
+        return square(x) + scaled_sine(x, 2.0) + jax.nn.relu(x)
+
+    report = gradtest.assert_custom_rules_match(fn, X, only="scaled_sine")
+    assert [rule.name for rule in report.rules] == ["scaled_sine"]
+    report = gradtest.assert_custom_rules_match(fn, X, only=__name__)
+    assert [rule.name for rule in report.rules] == ["square", "scaled_sine"]
+
+
+@pytest.mark.core
+def test_an_only_that_names_no_rule_is_an_error_with_the_names_there_are():
+    with pytest.raises(ValueError, match=r"`only` names 'squid'.*it calls square\."):
+        gradtest.assert_custom_rules_match(square, X, only="squid")
+    with pytest.raises(TypeError, match=r"`only` must name rules.*got 3"):
+        gradtest.assert_custom_rules_match(square, X, only=[3])
+
+
+@pytest.mark.core
+def test_a_function_without_custom_rules_is_an_error():
+    with pytest.raises(ValueError, match="calls no custom rule"):
+        gradtest.assert_custom_rules_match(jnp.sin, X)
+
+
+@pytest.mark.core
+def test_nan_that_reaches_a_rule_is_inconclusive():
+    with pytest.raises(gradtest.GradientInconclusive, match="NaN reaches it"):
+        gradtest.assert_custom_rules_match(lambda x: square(jnp.log(x)), X)
+
+
+@pytest.mark.core
+def test_a_rule_that_no_branch_reaches_is_no_pass():
+    def fn(x):
+        return jax.lax.cond(x[0] > 0, square, lambda y: y, x)
+
+    with pytest.raises(gradtest.GradientInconclusive, match="not reached"):
+        gradtest.assert_custom_rules_match(fn, X)
+
+
+@pytest.mark.core
+def test_infinite_entries_are_held_and_the_finite_ones_checked():
+    @jax.custom_vjp
+    def soft(x):
+        return jax.nn.softmax(x)
+
+    def bwd(p, g):
+        return (FACTOR * p * (g - jnp.sum(p * g)),)
+
+    soft.defvjp(lambda x: (soft(x), soft(x)), bwd)
+
+    def fn(x):
+        return soft(jnp.where(jnp.arange(4) < 3, x, -jnp.inf))
+
+    FACTOR = 1.0
+    gradtest.assert_custom_rules_match(fn, X)
+    FACTOR = 2.0
+    with pytest.raises(gradtest.GradientMismatch, match="2 times too large"):
+        gradtest.assert_custom_rules_match(fn, X)
+
+
+@pytest.mark.devices
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_rule_in_a_device_region_is_audited_on_all_devices(check_vma):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    spec = PartitionSpec("data")
+
+    def local(x, w):
+        return jax.lax.psum(scaled_sine(x, w), "data")
+
+    def fn(x, w):
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(spec, PartitionSpec()),
+            out_specs=PartitionSpec(),
+            check_vma=check_vma,
+        )(x, w)
+
+    (use,) = uses_of(fn, jnp.arange(1.0, 9.0), jnp.float32(2.0))
+    assert use.samples[0][0].shape == (4, 2)
+    report = gradtest.assert_custom_rules_match(fn, jnp.arange(1.0, 9.0), 2.0)
+    assert report.rules[0].path == "shard_map"
