@@ -267,12 +267,28 @@ def test_infinite_entries_are_held_and_the_finite_ones_checked():
 
 
 @pytest.mark.devices
+def test_a_cotangent_that_is_not_summed_over_the_devices_is_told_to_be():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    spec, same = PartitionSpec("data"), PartitionSpec()
+
+    def fn(x, w):
+        return jax.shard_map(
+            scaled_sine, mesh=mesh, in_specs=(spec, same), out_specs=spec
+        )(x, w)
+
+    with pytest.raises(gradtest.GradientMismatch, match=r"Try: sum it.*jax\.lax\.psum"):
+        gradtest.assert_custom_rules_match(fn, jnp.arange(1.0, 9.0), 2.0)
+
+
+@pytest.mark.devices
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_a_rule_in_a_device_region_is_audited_on_all_devices(check_vma):
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     spec = PartitionSpec("data")
 
     def local(x, w):
+        # A rule that does not sum over the devices takes what differs on each.
+        w = jax.lax.pcast(w, "data", to="varying") if check_vma else w
         return jax.lax.psum(scaled_sine(x, w), "data")
 
     def fn(x, w):

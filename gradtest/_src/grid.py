@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradtest._src import kernels
-from gradtest._src.kernels import Kernel, Window
+from gradtest._src.jaxprs import kernels
+from gradtest._src.jaxprs.kernels import Kernel, Window
 from gradtest._src.lifting import Evaluator, Points, at_points, lifted_dtype
 
 

@@ -16,6 +16,11 @@ _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 # What JAX says of a malformed rule, and what that means for its author.
 _SLIPS: tuple[tuple[str, str, str], ...] = (
     (
+        r"manual axis types do not match",
+        "cotangent varies over a mesh axis",
+        "sum it over the mesh axes that its argument does not vary over: jax.lax.psum",
+    ),
+    (
         r"bwd rule must produce an output with the same container",
         "wrong number of cotangents",
         "return a tuple from bwd with one cotangent for each argument that is not in "

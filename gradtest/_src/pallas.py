@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradtest._src import jaxprs, kernels
+from gradtest._src import jaxprs
 from gradtest._src.grid import blank, evaluate_kernel
-from gradtest._src.jaxprs import Eqn
-from gradtest._src.kernels import Kernel
+from gradtest._src.jaxprs import Eqn, kernels
+from gradtest._src.jaxprs.kernels import Kernel
 from gradtest._src.lifting import (
     HANDLERS,
     Evaluator,

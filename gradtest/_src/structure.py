@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax import dtypes
 
-from gradtest._src import jaxprs, kernels
-from gradtest._src.jaxprs import Eqn, Jaxpr
+from gradtest._src import jaxprs
+from gradtest._src.jaxprs import Eqn, Jaxpr, kernels
 
 
 def structure_key(jaxpr: Jaxpr) -> Hashable:

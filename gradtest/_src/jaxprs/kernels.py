@@ -1,4 +1,4 @@
-"""Reads Pallas kernels; with `jaxprs`, the only file that knows JAX's internals.
+"""Pallas kernels: how a call is cut into blocks, and its kernel as a pure program.
 
 A kernel writes to references. Here it becomes a pure program, from the contents of all
 its references to their contents afterwards, which can be lifted and differentiated as

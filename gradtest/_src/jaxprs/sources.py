@@ -1,0 +1,249 @@
+"""Where custom rules come from: their authors' lines, arguments and batches."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from gradtest._src.jaxprs.programs import (
+    HIGH_PRIMITIVE,
+    Eqn,
+    bind,
+    operand_types,
+    rule_free_program,
+)
+
+# Parameters that hold a rule's hand-written functions, by the name of their part.
+_RULE_PARTS = {
+    "fwd_jaxpr_thunk": "fwd",
+    "bwd": "bwd",
+    "jvp_jaxpr_fun": "jvp",
+    "transpose_thunk": "transpose",
+}
+_RULE_KINDS = {"custom_vjp_call": "custom_vjp", "custom_jvp_call": "custom_jvp"}
+_HI_PARTS = ("vjp_fwd", "vjp_bwd", "vjp_bwd_retval", "jvp", "lin", "transpose")
+# Wrappers of a library stand between JAX and the rule's author.
+_WRAPPERS = ("jax", "flax")
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleSource:
+    """What a custom-rule equation knows of the rule it calls.
+
+    Attributes:
+      name: Name of the function that has the rule.
+      kind: "custom_vjp", "custom_jvp", "linear_call" or "hi_primitive".
+      identity: The function as "name at file:line"; equal for calls of one rule.
+      where: Its hand-written parts, each as "bwd at file:line".
+      operands: A name for each operand that may be differentiated, as far as known.
+      num_consts: How many leading operands are values that the function closes over.
+      symbolic_zeros: Whether the rule sees which inputs and outputs take no part.
+    """
+
+    name: str
+    kind: str
+    identity: str
+    where: tuple[str, ...]
+    operands: tuple[str, ...]
+    num_consts: int
+    symbolic_zeros: bool
+
+
+def read_rule(eqn: Eqn) -> RuleSource:
+    """Reads where the rule of a `CUSTOM_RULES` equation was written."""
+    params = eqn.params
+    if eqn.primitive.name == HIGH_PRIMITIVE:
+        return _read_high_rule(eqn)
+    program = rule_free_program(eqn)
+    parts = {
+        part: params[param] for param, part in _RULE_PARTS.items() if param in params
+    }
+    primal: Any = getattr(program, "jaxpr", program)
+    primal = primal.debug_info
+    user = _user_code(primal.func_src_info)
+    if not user and "fwd" in parts:
+        user = _author(parts["fwd"])
+    identity = user or primal.func_src_info or "unnamed rule"
+    where = [f"{part} at {_place(_author(held))}" for part, held in parts.items()]
+    fwd = getattr(parts.get("fwd"), "debug_info", None)
+    names = primal.arg_names or getattr(fwd, "arg_names", None) or ()
+    return RuleSource(
+        name=identity.rpartition(" at ")[0] or identity,
+        kind=_RULE_KINDS.get(eqn.primitive.name, eqn.primitive.name),
+        identity=identity,
+        where=tuple(where) if parts else (f"primal at {_place(identity)}",),
+        operands=tuple(names),
+        num_consts=params.get("num_consts", params.get("num_callee_consts", 0)),
+        symbolic_zeros=bool(params.get("symbolic_zeros", False)),
+    )
+
+
+def _read_high_rule(eqn: Eqn) -> RuleSource:
+    primitive = eqn.params["_prim"]
+    kind = type(primitive)
+    where = []
+    for part in _HI_PARTS:
+        function = getattr(kind, part, None)
+        source = _source_of(function) if callable(function) else ""
+        if _user_code(source):
+            where.append(f"{part} at {_place(source)}")
+    return RuleSource(
+        kind.__name__,
+        "hi_primitive",
+        f"{kind.__name__} at {where[0].partition(' at ')[2] if where else 'jax'}",
+        tuple(where),
+        (),
+        0,
+        False,
+    )
+
+
+def _place(source: str) -> str:
+    return source.rpartition(" at ")[2]
+
+
+def is_library(path: str) -> bool:
+    """Whether a file belongs to a library that wraps rules for their authors."""
+    return any(
+        path.startswith(os.path.dirname(module.__file__) + os.sep)
+        for module in map(sys.modules.get, _WRAPPERS)
+        if module is not None and module.__file__
+    )
+
+
+def is_users(source: RuleSource) -> bool:
+    """Whether a rule was written by a user, not by a library."""
+    return any(map(_user_code, (source.identity, *source.where)))
+
+
+def _user_code(source: str | None) -> str:
+    """Returns a "name at file:line" unless a library's code stands there."""
+    return source if source and not is_library(_place(source)) else ""
+
+
+def _author(held: Any) -> str:
+    """Returns "name at file:line" of the function that a rule's author wrote.
+
+    JAX and Flax wrap it several times over; where nothing but libraries' functions is
+    found inside, the rule is the library's own.
+    """
+    debug = getattr(held, "debug_info", None)
+    own = str(getattr(debug, "func_src_info", None) or "unknown")
+    if _user_code(own):
+        return own
+    for function in _functions_inside(held):
+        source = _user_code(_source_of(function))
+        if source:
+            return source
+    return own
+
+
+def _source_of(function: Any) -> str:
+    function = inspect.unwrap(function)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ""
+    return f"{function.__name__} at {code.co_filename}:{code.co_firstlineno}"
+
+
+def source_of(function: Any) -> str:
+    """Returns a function, with a rule or without, as "name at file:line"; or ""."""
+    return _source_of(function) if callable(function) else ""
+
+
+def _held_by(item: Any) -> Iterator[Any]:
+    """Yields what a function or a wrapped one closes over."""
+    if hasattr(item, "transforms") and hasattr(item, "f"):  # a linear_util.WrappedFun
+        for _, arguments in item.transforms:
+            yield from arguments
+        yield item.f
+    if inspect.isfunction(item):
+        for cell in item.__closure__ or ():
+            with contextlib.suppress(ValueError):  # a cell that is not filled yet
+                yield cell.cell_contents
+    if isinstance(item, tuple | list):
+        yield from item
+    if isinstance(item, functools.partial):
+        yield item.func
+
+
+def _inside(start: Any, depth: int = 12) -> Iterator[Any]:
+    """Yields everything that a wrapped function holds, outermost first."""
+    seen: set[int] = set()
+    level = [start]
+    for _ in range(depth):
+        following = []
+        for item in level:
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            yield item
+            following += list(_held_by(item))
+        level = following
+
+
+def _functions_inside(start: Any) -> Iterator[Any]:
+    return (item for item in _inside(start) if inspect.isfunction(item))
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleLayout:
+    """How the flat operands of a rule's call make up its author's arguments.
+
+    Attributes:
+      tree: Structure of the tuple of arguments; None where it is not known.
+      batches: For each `vmap` around the call, outermost first, the operands' batch
+        axes (None for those without one).
+    """
+
+    tree: Any
+    batches: tuple[tuple[int | None, ...], ...]
+
+
+def rule_layout(eqn: Eqn) -> RuleLayout:
+    """Reads how a custom-rule call was flattened and batched."""
+    held = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
+    tree, batches = None, []
+    for item in _inside(held) if held is not None else ():
+        if inspect.isfunction(item) and item.__name__ == "new_bwd":
+            cells = inspect.getclosurevars(item).nonlocals
+            batches.append(tuple(cells["out_dim_dests"]))
+        for transform, arguments in getattr(item, "transforms", ()):
+            name = getattr(transform, "__name__", "")
+            if name.startswith(("_flatten_bwd", "_flatten_jvp")) and tree is None:
+                trees = [a for a in arguments if isinstance(a, _PyTreeDef)]
+                tree = trees[0] if trees else None
+            elif name == "batch_custom_jvp_subtrace":
+                batches.append(tuple(arguments[-1]))
+    return RuleLayout(tree, tuple(batches))
+
+
+def rule_out_tree(eqn: Eqn) -> Any:
+    """Returns the tree of a rule's results: one array alone, or as far as known."""
+    count = len(eqn.outvars)
+    plain = jax.tree_util.tree_structure(0 if count == 1 else (0,) * count)
+    trees = eqn.params.get("out_trees")
+    if trees is None or count == 1:
+        return plain
+    avals = operand_types(eqn)
+    # JAX knows the tree once it has traced the rule's fwd.
+    with contextlib.suppress(Exception):
+        jax.eval_shape(
+            lambda *xs: jax.vjp(lambda *ys: bind(eqn, ys, eqn.params), *xs)[0], *avals
+        )
+        found = trees()[0]
+        return found if found.num_leaves == count else plain
+    return plain
+
+
+_PyTreeDef = type(jax.tree_util.tree_structure(0))
