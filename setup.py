@@ -16,7 +16,11 @@ RUN_TIME = [
     "absl-py>=2.5",
 ]
 PLOTS = ["matplotlib>=3.10,<4", "graphviz>=0.21,<1"]
-TEST = ["pytest>=9.1,<10"]
+# The handwritten digits that an example trains on: a data set that is installed, not
+# downloaded. Nothing else of scikit-learn is used, so its newest version will do.
+EXAMPLES = ["scikit-learn>=1.6,<2"]
+# The examples are tested too.
+TEST = ["pytest>=9.1,<10", *EXAMPLES]
 # A new release of a linter or a type checker may refuse what passed yesterday.
 LINT = ["ruff>=0.17.6,<0.18", "mypy>=2.4,<2.5"]
 
@@ -34,7 +38,7 @@ setup(
     install_requires=RUN_TIME,
     extras_require={
         "plots": PLOTS,
-        "examples": [],
+        "examples": EXAMPLES,
         "test": TEST,
         "dev": TEST + LINT,
     },

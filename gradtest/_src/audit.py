@@ -8,20 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gradtest._src import check as _check
 from gradtest._src import diagnose, intentions, jaxprs, rules, seeding
 from gradtest._src.case import Case
-from gradtest._src.check import Check, Claims, Options
+from gradtest._src.check import Options
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Cause, Finding, Gap, Report, Rule, Verdict, worst
-from gradtest._src.inputs import Inputs, Point, Recorded, read_inputs
-from gradtest._src.lifting import is_inexact, widen
+from gradtest._src.inputs import Inputs, Point, read_inputs
+from gradtest._src.lifting import widen
 from gradtest._src.malformed import malformed
 from gradtest._src.program import Program, trace_program
 from gradtest._src.reach import Call, find_calls
+from gradtest._src.rule_call import RuleCall
+from gradtest._src.rule_check import RuleCheck
 from gradtest._src.rules import RuleUse
 from gradtest._src.ways import judge_ways
 
@@ -38,194 +38,6 @@ class Audit:
     notes: list[str] = dataclasses.field(default_factory=list)
     precision: list[str] = dataclasses.field(default_factory=list)
     hint: str = ""
-
-
-class RuleCheck(Check):
-    """The check of one rule as a function of its own operands."""
-
-    def __init__(
-        self, use: RuleUse, options: Options, in_float64: Callable[[], Call | None]
-    ):
-        self.use = use
-        self.case: Case | None = None
-        self.unchecked: list[str] = []
-        self._in_float64 = in_float64
-        self._function = call = RuleCall(use)
-        super().__init__(
-            call,
-            call.arguments(),
-            self._claims_of,
-            dataclasses.replace(
-                options,
-                argnums=call.argnums(),
-                trials=len(use.samples),
-                expect_differs=_declared_here(use, options),
-            ),
-            names=call.names(),
-        )
-
-    def _claims_of(self, traced: Program, point: Point) -> Claims:
-        claims = _check.autodiff_claims(self.options)(traced, point)
-        own = claims.beside
-
-        def beside(case: Case) -> list[Finding]:
-            if case.program.order == 1 and self.case is None:
-                self.case = case
-            return own(case)
-
-        return dataclasses.replace(claims, beside=beside)
-
-    def precision(self) -> list[str]:
-        """Says what did not run in float64, and why differences alone judged."""
-        return [line for line in self._precision() if "everything" not in line]
-
-    def points(self) -> list[Point]:
-        """Returns the values of every call that is looked at."""
-        return [
-            self.inputs.draw(self.options.key, trial)
-            for trial in range(self.options.trials)
-        ]
-
-    def _trace(self, inputs: Inputs, point: Point) -> Program:
-        if inputs is not self.inputs:  # traced anew, in float64
-            call = self._in_float64()
-            if call is None:
-                raise NotImplementedError("the call is not there in float64")
-            self._function.call = call
-        return super()._trace(inputs, point)
-
-    def _retraced_case(self, *args: Any) -> Case:
-        own = self._function.call
-        try:
-            return super()._retraced_case(*args)
-        finally:
-            self._function.call = own
-
-    def _run_trial(self, point: Point, trial: int) -> list[Finding]:
-        try:
-            return super()._run_trial(point, trial)
-        except _NoSecondOrder as error:
-            self.unchecked.append(f"second order: {error}")
-            return error.first
-
-    def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
-        if level == 0:
-            self._first_order = super()._judge(level, point, trial)
-            return self._first_order
-        try:
-            found = super()._judge(level, point, trial)
-        except Exception as error:
-            raise _NoSecondOrder(self._first_order, error) from error
-        open_ends = [f for f in found if f.verdict is Verdict.INCONCLUSIVE]
-        if open_ends and open_ends[0].cause is not None:
-            self.unchecked.append(f"second order: {open_ends[0].cause.says}")
-        return [
-            dataclasses.replace(f, check="second order")
-            for f in found
-            if f.verdict is not Verdict.INCONCLUSIVE
-        ]
-
-    def _add_second_order(self, point: Point) -> None:
-        try:
-            super()._add_second_order(point)
-        except Exception as error:  # whatever the rule raises when differentiated
-            del self._programs[1:]
-            raise _NoSecondOrder(self._first_order, error) from error
-
-
-class _NoSecondOrder(Exception):
-    """A rule has no second derivative; holds what the first one's check found."""
-
-    def __init__(self, first: list[Finding], error: Exception):
-        super().__init__((str(error).strip().splitlines() or [type(error).__name__])[0])
-        self.first = first
-
-
-class RuleCall:
-    """A rule's call as a function of its operands, finite where they move.
-
-    An operand that holds infinities (masked logits) moves in its finite entries; the
-    others are handed over as further arguments.
-    """
-
-    def __init__(self, use: RuleUse):
-        self.use = use
-        self.call = use.call
-        self.__name__ = use.rule.name
-        self._split = [
-            i
-            for i in self.argnums()
-            if not all(_is_finite(sample[i]) for sample in use.samples)
-        ]
-
-    def __call__(self, *arguments: Any) -> list[Any]:
-        count = len(self.call.eqn.invars)
-        operands, rest = list(arguments[:count]), arguments[count:]
-        for i, mask, held in zip(self._split, rest[::2], rest[1::2], strict=True):
-            operands[i] = jnp.where(mask, operands[i], held)
-        return rules.as_function(self.call)(*operands)
-
-    def argnums(self) -> tuple[int, ...]:
-        """Returns the operands that are differentiated."""
-        found = [
-            i
-            for i, aval in enumerate(jaxprs.operand_types(self.use.call.eqn))
-            if i >= self.use.source.num_consts and is_inexact(aval.dtype) and aval.size
-        ]
-        reached = [i for i in found if self.use.moving[i]]
-        return tuple(reached or found)
-
-    def names(self) -> list[str]:
-        """Returns the names of the arguments."""
-        known, first = self.use.source.operands, self.use.source.num_consts
-        count = len(self.call.eqn.invars)
-        fits = len(known) == count - first
-        names = [
-            known[i - first] if fits and i >= first else f"operand {i}"
-            for i in range(count)
-        ]
-        return names + [
-            f"{names[i]}.{part}" for i in self._split for part in ("finite", "infinite")
-        ]
-
-    def arguments(self) -> tuple[Recorded, ...]:
-        """Returns the values of the arguments, one for each sample."""
-        columns = [list(column) for column in zip(*self.use.samples, strict=True)]
-        extra = []
-        for i in self._split:
-            masks = [np.isfinite(_wide(value)) for value in columns[i]]
-            extra += [masks, columns[i]]
-            columns[i] = [
-                np.where(mask, value, np.zeros((), value.dtype))
-                for mask, value in zip(masks, columns[i], strict=True)
-            ]
-        return tuple(Recorded(tuple(column)) for column in [*columns, *extra])
-
-
-def _wide(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.complex128 if value.dtype.kind == "c" else np.float64)
-
-
-def _is_finite(value: np.ndarray) -> bool:
-    return bool(np.isfinite(_wide(value)).all())
-
-
-def _declared_here(use: RuleUse, options: Options) -> Any:
-    """Returns the declarations that concern a rule or those inside of it."""
-    if not options.expect_differs:
-        return None
-    program = jaxprs.rule_free_program(use.call.eqn)
-    inside = [
-        jaxprs.read_rule(eqn)
-        for eqn in jaxprs.walk(program)
-        if eqn.primitive.name in jaxprs.CUSTOM_RULES
-    ]
-    sources = [use.source, *inside]
-    return {
-        rule: alternative
-        for rule, alternative in options.expect_differs.items()
-        if any(intentions.names(rule, source) for source in sources)
-    }
 
 
 def audit_rule(
@@ -289,7 +101,8 @@ def _hint(rule_check: RuleCheck, findings: list[Finding]) -> str:
     )
     if not departs or case is None or not jaxprs.is_users(use.source):
         return ""
-    if id(case.program.jaxpr.eqns[0]) in case.program.declared:
+    declared = rule_check.options.expect_differs or {}
+    if any(intentions.names(rule, use.source) for rule in declared):
         return (
             f"It was compared with what expect_differs declares for {use.rule.name}: "
             "one of the two is wrong"

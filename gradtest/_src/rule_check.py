@@ -1,0 +1,137 @@
+"""The check of one rule: as a function of its own operands, to second order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from gradtest._src import check as _check
+from gradtest._src import intentions, jaxprs
+from gradtest._src.case import Case
+from gradtest._src.check import Check, Claims, Options
+from gradtest._src.findings import Finding, Verdict
+from gradtest._src.inputs import Inputs, Point
+from gradtest._src.program import Program
+from gradtest._src.reach import Call
+from gradtest._src.rule_call import RuleCall
+from gradtest._src.rules import RuleUse
+
+
+class RuleCheck(Check):
+    """The check of one rule as a function of its own operands."""
+
+    def __init__(
+        self, use: RuleUse, options: Options, in_float64: Callable[[], Call | None]
+    ):
+        self.use = use
+        self.case: Case | None = None
+        self.unchecked: list[str] = []
+        self._in_float64 = in_float64
+        self._function = call = RuleCall(use)
+        super().__init__(
+            call,
+            call.arguments(),
+            self._claims_of,
+            dataclasses.replace(
+                options,
+                argnums=call.argnums(),
+                trials=len(use.samples),
+                expect_differs=_declared_here(use, options),
+            ),
+            names=call.names(),
+        )
+
+    def _claims_of(self, traced: Program, point: Point) -> Claims:
+        claims = _check.autodiff_claims(self.options)(traced, point)
+        own = claims.beside
+
+        def beside(case: Case) -> list[Finding]:
+            if case.program.order == 1 and self.case is None:
+                self.case = case
+            return own(case)
+
+        return dataclasses.replace(claims, beside=beside)
+
+    def precision(self) -> list[str]:
+        """Says what did not run in float64, and why differences alone judged."""
+        return [line for line in self._precision() if "everything" not in line]
+
+    def points(self) -> list[Point]:
+        """Returns the values of every call that is looked at."""
+        return [
+            self.inputs.draw(self.options.key, trial)
+            for trial in range(self.options.trials)
+        ]
+
+    def _trace(self, inputs: Inputs, point: Point) -> Program:
+        if inputs is not self.inputs:  # traced anew, in float64
+            call = self._in_float64()
+            if call is None:
+                raise NotImplementedError("the call is not there in float64")
+            self._function.call = call
+        return super()._trace(inputs, point)
+
+    def _retraced_case(self, *args: Any) -> Case:
+        own = self._function.call
+        try:
+            return super()._retraced_case(*args)
+        finally:
+            self._function.call = own
+
+    def _run_trial(self, point: Point, trial: int) -> list[Finding]:
+        try:
+            return super()._run_trial(point, trial)
+        except _NoSecondOrder as error:
+            self.unchecked.append(f"second order: {error}")
+            return error.first
+
+    def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
+        if level == 0:
+            self._first_order = super()._judge(level, point, trial)
+            return self._first_order
+        try:
+            found = super()._judge(level, point, trial)
+        except Exception as error:
+            raise _NoSecondOrder(self._first_order, error) from error
+        open_ends = [f for f in found if f.verdict is Verdict.INCONCLUSIVE]
+        if open_ends and open_ends[0].cause is not None:
+            self.unchecked.append(f"second order: {open_ends[0].cause.says}")
+        return [
+            dataclasses.replace(f, check="second order")
+            for f in found
+            if f.verdict is not Verdict.INCONCLUSIVE
+        ]
+
+    def _add_second_order(self, point: Point) -> None:
+        try:
+            super()._add_second_order(point)
+        except Exception as error:  # whatever the rule raises when differentiated
+            del self._programs[1:]
+            raise _NoSecondOrder(self._first_order, error) from error
+
+
+class _NoSecondOrder(Exception):
+    """A rule has no second derivative; holds what the first one's check found."""
+
+    def __init__(self, first: list[Finding], error: Exception):
+        super().__init__((str(error).strip().splitlines() or [type(error).__name__])[0])
+        self.first = first
+
+
+def _declared_here(use: RuleUse, options: Options) -> Any:
+    """Returns the declarations that concern a rule or those inside of it."""
+    if not options.expect_differs:
+        return None
+    program = jaxprs.rule_free_program(use.call.eqn)
+    inside = [
+        jaxprs.read_rule(eqn)
+        for eqn in jaxprs.walk(program)
+        if eqn.primitive.name in jaxprs.CUSTOM_RULES
+    ]
+    sources = [use.source, *inside]
+    return {
+        rule: alternative
+        for rule, alternative in options.expect_differs.items()
+        if any(intentions.names(rule, source) for source in sources)
+    }
