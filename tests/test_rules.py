@@ -56,6 +56,7 @@ def test_a_rule_is_named_with_the_lines_of_its_parts_and_of_its_call():
     (use,) = uses_of(lambda x: scaled_sine(x, 2.0), X)
     assert (use.rule.name, use.rule.kind) == ("scaled_sine", "custom_vjp")
     assert [part.split(":")[0] for part in use.rule.where] == [
+        "scaled_sine at tests/test_rules.py",
         "fwd at tests/test_rules.py",
         "bwd at tests/test_rules.py",
     ]
@@ -66,7 +67,7 @@ def test_a_rule_is_named_with_the_lines_of_its_parts_and_of_its_call():
 @pytest.mark.core
 def test_parts_that_a_library_wraps_are_found_at_their_authors_lines():
     (use,) = uses_of(square, X)
-    assert use.rule.where[0].startswith("jvp at tests/test_rules.py:")
+    assert use.rule.where[1].startswith("jvp at tests/test_rules.py:")
 
 
 @pytest.mark.core
@@ -304,3 +305,75 @@ def test_a_rule_in_a_device_region_is_audited_on_all_devices(check_vma):
     assert use.samples[0][0].shape == (4, 2)
     report = gradtest.assert_custom_rules_match(fn, jnp.arange(1.0, 9.0), 2.0)
     assert report.rules[0].path == "shard_map"
+
+
+def made_of(table, factor=1.0):
+    """A rule that closes over a value of its caller's."""
+
+    @jax.custom_vjp
+    def looked_up(x):
+        return x * table
+
+    looked_up.defvjp(lambda x: (x * table, None), lambda _, g: (factor * g * table,))
+    return looked_up
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda rule: lambda x, ids: rule(ids * 2.0)(x),
+        lambda rule: lambda x, ids: jax.jit(lambda y: rule(jnp.sqrt(ids))(y))(x),
+        lambda rule: (
+            lambda x, ids: jax.lax.scan(
+                lambda c, _: (rule(ids * 0.5)(c), None), x, None, 3
+            )[0]
+        ),
+        lambda rule: lambda x, ids: jax.vmap(rule(ids * 2.0))(x[None]),
+    ],
+    ids=["plain", "jit", "scan", "vmap"],
+)
+def test_a_rule_that_closes_over_a_held_value_is_audited_with_it(around):
+    ids = jnp.array([1, 2, 3, 4])
+    gradtest.assert_custom_rules_match(around(made_of), X, ids)
+    with pytest.raises(gradtest.GradientMismatch, match="2 times too large"):
+        gradtest.assert_custom_rules_match(
+            around(lambda table: made_of(table, 2.0)), X, ids
+        )
+
+
+@pytest.mark.core
+def test_a_rule_that_closes_over_what_is_differentiated_is_refused():
+    def fn(x, w):
+        return made_of(2 * w)(x)
+
+    with pytest.raises(
+        gradtest.GradientMismatch, match="closes over a value that depends on"
+    ):
+        gradtest.assert_custom_rules_match(fn, X, X)
+    with pytest.raises(TypeError, match="closes over a traced value"):
+        gradtest.assert_autodiff_matches(fn, X, X)
+
+
+@pytest.mark.core
+def test_the_report_says_how_many_calls_were_looked_at():
+    def fn(x):
+        return jax.lax.fori_loop(0, 200, lambda _, c: scaled_sine(c, 1.01), x)
+
+    report = gradtest.assert_custom_rules_match(fn, X)
+    assert (report.rules[0].count, report.rules[0].looked_at) == (200, 3)
+    assert "200 calls (3 looked at)" in str(report)
+
+
+@pytest.mark.core
+def test_integer_results_of_fwd_are_compared_too():
+    @jax.custom_vjp
+    def top(x):
+        return jnp.sin(x), jnp.argmax(x)
+
+    top.defvjp(
+        lambda x: ((jnp.sin(x), jnp.argmin(x)), x),
+        lambda x, g: (g[0] * jnp.cos(x),),
+    )
+    with pytest.raises(gradtest.GradientMismatch, match=r"another value.*result\[1\]"):
+        gradtest.assert_custom_rules_match(top, X)

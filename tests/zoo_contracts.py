@@ -334,7 +334,7 @@ def product_that_needs_a_trained_kernel(right: bool) -> Rule:
 
 
 @broken("outside of jit only", _vector, "different", "some entries wrong",
-        "wrong outside jit", "constant factor", checks=("jit",))  # fmt: skip
+        "wrong without jit", "constant factor", checks=("eager",))  # fmt: skip
 def swish_with_a_broken_eager_path(right: bool) -> Rule:
     """Concrete numbers take a path of their own, where the sigmoid is linear."""
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from gradtest._src import diagnose, intentions, jaxprs, rules, seeding
@@ -19,8 +17,8 @@ from gradtest._src.inputs import Inputs, Point, read_inputs
 from gradtest._src.lifting import widen
 from gradtest._src.malformed import malformed
 from gradtest._src.program import Program, trace_program
-from gradtest._src.reach import Call, find_calls
-from gradtest._src.rule_call import RuleCall
+from gradtest._src.reruns import discrete, eager, passed, repeated
+from gradtest._src.rule_call import RuleCall, TracedAnew
 from gradtest._src.rule_check import RuleCheck
 from gradtest._src.rules import RuleUse
 from gradtest._src.ways import judge_ways
@@ -40,15 +38,13 @@ class Audit:
     hint: str = ""
 
 
-def audit_rule(
-    use: RuleUse, options: Options, in_float64: Callable[[], Call | None]
-) -> Audit:
+def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
     """Audits one rule.
 
     Args:
       use: The rule, with values.
       options: The user's; `argnums`, `trials` and `exclude` are not looked at.
-      in_float64: Finds the call in the program traced anew with float64 inputs.
+      anew: Traces the program again, where that is needed.
     """
     audit = Audit()
     label = f"{use.rule.kind} {use.rule.name}"
@@ -56,19 +52,23 @@ def audit_rule(
         audit.notes.append(
             f"{label}: the derivative never goes through it: {use.why_not_invoked()}"
         )
-    if use.trouble or not RuleCall(use).argnums():
-        why = use.trouble or "it has no float or complex operand"
+    why = use.trouble or _why_not_alone(use)
+    if why:
         audit.unchecked.append(f"{label}: {why}")
         if use.trouble.startswith("NaN"):
             audit.findings.append(_unreached(use, why))
         return audit
+    lost = [i for i in RuleCall(use).closed_over().values() if use.moving[i]]
+    if lost:
+        audit.findings.append(_structure(use, _CLOSES_OVER_MOVING))
+        return audit
     try:
-        rule_check = RuleCheck(use, options, in_float64)
+        rule_check = RuleCheck(use, options, anew)
     except NotImplementedError as error:
         audit.unchecked.append(f"{label}: {error}")
         return audit
     except Exception as error:  # whatever a malformed rule makes JAX raise
-        audit.findings.append(_malformed(use, error))
+        audit.findings.append(_structure(use, malformed(error)))
         return audit
     findings = _run(rule_check)
     audit.findings = [dataclasses.replace(f, rule=use.rule) for f in findings]
@@ -78,6 +78,17 @@ def audit_rule(
     return audit
 
 
+def _why_not_alone(use: RuleUse) -> str:
+    """Says why a rule can't be run by itself; empty where it can."""
+    call = RuleCall(use)
+    if -1 in call.closed_over().values():
+        return (
+            "its derivative closes over a traced value that its function does not use: "
+            "pass that as an argument of the rule to have it audited"
+        )
+    return "" if call.argnums() else "it has no float or complex operand"
+
+
 def _run(rule_check: RuleCheck) -> list[Finding]:
     with np.errstate(all="ignore"):
         findings = rule_check.findings()
@@ -85,9 +96,12 @@ def _run(rule_check: RuleCheck) -> list[Finding]:
         right = worst(f.verdict for f in findings) is Verdict.PASS
         if not right or case is None:
             return findings
-        findings += [_passed(case, check) for check in _SILENT_CHECKS]
-        agreeing, unsupported = judge_ways(case, rule_check.points())
-        findings += [*agreeing, *_repeated(case)]
+        findings += [passed(case, check) for check in _SILENT_CHECKS]
+        function = rule_check.function
+        agreeing, unsupported = judge_ways(case, rule_check.points(), function.renew)
+        findings += [*agreeing, repeated(case)]
+        if not case.program.closed_over:  # those values are known to a trace alone
+            findings += [*eager(case, findings), *discrete(case, function)]
     rule_check.unchecked += unsupported
     return findings
 
@@ -120,50 +134,15 @@ def _stands_in(case: Case) -> str:
     return "lambda x: -x" if np.array_equal(claimed[0], -seed[0]) else ""
 
 
-def _passed(case: Case, check: str) -> Finding:
-    return Finding(
-        "all arguments",
-        (),
-        "",
-        Verdict.PASS,
-        Gap.AGREEMENT,
-        case.claim.mode,
-        check=check,
-        allowed=case.rtol,
-        judged_by="the rule itself",
-    )
+_CLOSES_OVER_MOVING = Cause(
+    "closes over what is differentiated",
+    "the rule closes over a value that depends on what is differentiated: the gradient "
+    "on that way is lost, or JAX raises UnexpectedTracerError",
+    "pass the value as an argument of the rule, and return its cotangent from bwd",
+)
 
 
-def _repeated(case: Case) -> list[Finding]:
-    """Runs the rule twice in its own precision: the same bits should come out."""
-    lifted = case.readings.claimed
-    once, again = (case.bench.read_working(case.point, lifted)[1] for _ in range(2))
-    same = all(
-        np.array_equal(a, b, equal_nan=True) for a, b in zip(once, again, strict=True)
-    )
-    found = _passed(case, "repeated run")
-    if same:
-        return [dataclasses.replace(found, notes=("bit for bit",))]
-    gaps = [
-        float(np.max(np.abs(a - b)) / (np.max(np.abs(a)) or 1.0))
-        for a, b in zip(once, again, strict=True)
-    ]
-    level, allowed = max(gaps), 64 * case.working_eps
-    verdict = Verdict.PASS if level <= allowed else Verdict.FAIL
-    return [
-        dataclasses.replace(
-            found,
-            verdict=verdict,
-            size=level,
-            allowed=allowed,
-            cause=None
-            if verdict is Verdict.PASS
-            else diagnose.departs("repeat", "run"),
-        )
-    ]
-
-
-def _malformed(use: RuleUse, error: Exception) -> Finding:
+def _structure(use: RuleUse, cause: Cause) -> Finding:
     return Finding(
         "all arguments",
         (),
@@ -171,7 +150,7 @@ def _malformed(use: RuleUse, error: Exception) -> Finding:
         Verdict.FAIL,
         Gap.STRUCTURE,
         judged_by="JAX",
-        cause=malformed(error),
+        cause=cause,
         check="structure",
         rule=use.rule,
     )
@@ -218,13 +197,13 @@ class ProgramAudit:
         audits: list[Audit] = []
         found: list[Rule] = []
         for trial in range(self.options.trials):
-            for use, in_float64 in self._uses(trial):
+            for use, anew in self._uses(trial):
                 found.append(use.rule)
                 options = dataclasses.replace(self.options, exclude=(), variant=None)
-                audits.append(audit_rule(use, options, in_float64))
+                audits.append(audit_rule(use, options, anew))
         return self._report(assertion, audits, tuple(dict.fromkeys(found)))
 
-    def _uses(self, trial: int) -> list[tuple[RuleUse, Callable[[], Call | None]]]:
+    def _uses(self, trial: int) -> list[tuple[RuleUse, TracedAnew]]:
         point = self.inputs.draw(self.options.key, trial)
         try:
             program = self._trace(self.inputs, point, self.options.expect_differs)
@@ -234,10 +213,11 @@ class ProgramAudit:
         if not uses:
             raise ValueError(
                 "`fn` calls no custom rule (custom_vjp or custom_jvp), so there is "
-                "nothing to audit; assert_autodiff_matches checks its derivative."
+                "nothing to audit. Rules inside of jax.grad are expanded already: hand "
+                "over the function that is differentiated."
             )
-        again = _TracedAnew(self, point)
-        return [(use, functools.partial(again.call_like, use)) for use in uses]
+        anew = TracedAnew(self._trace, self.inputs, point)
+        return [(use, anew) for use in uses]
 
     def _trace(self, inputs: Inputs, point: Point, intentions: Any = None) -> Program:
         return trace_program(
@@ -277,35 +257,11 @@ class ProgramAudit:
         )
 
 
-class _TracedAnew:
-    """The program traced with float64 inputs, once it is asked for."""
-
-    def __init__(self, audit: ProgramAudit, point: Point):
-        self._audit, self._point = audit, point
-
-    @functools.cached_property
-    def _calls(self) -> list[Call]:
-        inputs, wide = self._audit.inputs.widened(self._point)
-        with jax.enable_x64(True):
-            program = self._audit._trace(inputs, wide)
-        return find_calls(program.jaxpr, [True] * len(program.jaxpr.in_avals))
-
-    def call_like(self, use: RuleUse) -> Call | None:
-        """Returns the first call of the same rule with operands of the same shapes."""
-        wanted = [aval.shape for aval in jaxprs.operand_types(use.call.eqn)]
-        for call in self._calls:
-            shapes = [aval.shape for aval in jaxprs.operand_types(call.eqn)]
-            source = jaxprs.read_rule(call.eqn)
-            if source.identity == use.source.identity and shapes == wanted:
-                return call
-        return None
-
-
 def _nothing_reached(unchecked: list[str]) -> Finding:
     cause = Cause(
         "not reached",
         "no rule could be audited: " + "; ".join(unchecked[:3]),
-        "choose arguments at which the program calls its rules",
+        "mend what is said there, or choose arguments at which the rules are called",
     )
     return Finding(
         "every rule",

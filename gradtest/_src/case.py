@@ -30,6 +30,8 @@ _FLOAT64_EPS = float(np.finfo(np.float64).eps)
 _MOST_BITS = 10
 # How much of the rounding noise seen once is allowed.
 _NOISE_FACTOR = 64
+# The same, where every operation was made to round otherwise.
+_JITTER_FACTOR = 8
 
 
 class Case:
@@ -90,7 +92,7 @@ class Case:
         """Returns this case at another point, with the same seed and programs."""
         moved = copy.copy(self)
         moved.point = point
-        for name in ("readings", "sizes", "retraced", "_nudged"):
+        for name in ("readings", "sizes", "retraced", "_nudged", "_jittered"):
             moved.__dict__.pop(name, None)
         return moved
 
@@ -184,11 +186,7 @@ class Case:
     @functools.cached_property
     def _nudged(self) -> Readings:
         """The readings at a point a few units in the last place away."""
-        moving = []
-        for i, value in enumerate(self.point.moving):
-            nudge = np.sign(self.direction(i, "rounding")) * (4 * _FLOAT64_EPS)
-            moving.append(widen(value) * (1 + nudge))
-        return self.at(Point(tuple(moving), self.point.held)).readings
+        return self.perturbed(4 * _FLOAT64_EPS, "rounding").readings
 
     def rounding_noise(self, leaf: int) -> float:
         """Returns how far rounding moves a leaf's claim and exact derivative: a norm.
@@ -202,6 +200,30 @@ class Case:
         if here.exact is not None and near.exact is not None:
             noise += norm(here.exact[leaf] - near.exact[leaf])
         return _NOISE_FACTOR * noise
+
+    @functools.cached_property
+    def _jittered(self) -> tuple[Values, Values | None]:
+        return self.bench.read_jittered(self.point)
+
+    def evaluation_noise(self, leaf: int) -> float:
+        """Returns how far the rounding inside moves claim and exact derivative: a norm.
+
+        At a neighbouring point the same sums may round alike; here every operation of
+        both is off by a unit in the last place.
+        """
+        readings, (claimed, exact) = self.readings, self._jittered
+        noise = norm(readings.claimed[leaf] - claimed[leaf])
+        if readings.exact is not None and exact is not None:
+            noise += norm(readings.exact[leaf] - exact[leaf])
+        return _JITTER_FACTOR * noise if np.isfinite(noise) else 0.0
+
+    def perturbed(self, eps: float, purpose: str) -> Case:
+        """Returns this case at a point off by this relative amount, at random."""
+        moving = []
+        for i, value in enumerate(self.point.moving):
+            nudge = eps * np.sign(self.direction(i, purpose))
+            moving.append(widen(value) * (1 + nudge))
+        return self.at(Point(tuple(moving), self.point.held))
 
     def direction(self, leaf: int, purpose: str) -> np.ndarray:
         """Draws a direction for one leaf, of the leaf's own size."""

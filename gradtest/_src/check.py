@@ -22,13 +22,13 @@ from gradtest._src import (
 from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
 from gradtest._src.claims import Claim
-from gradtest._src.compare import judge_formula
+from gradtest._src.compare import judge_formula, overrules_exact
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
 from gradtest._src.hand_written import hand_written_findings
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
 from gradtest._src.intentions import Intentions, check_intentions
-from gradtest._src.lifting import is_inexact
+from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.malformed import dtype_findings
 from gradtest._src.primal import solver_findings, value_findings
 from gradtest._src.program import Program
@@ -215,6 +215,7 @@ class Check:
         except SlipError as error:
             raise TypeError(str(error)) from None
         self._evidence = Evidence()
+        self._off_branch = False
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
         return program.trace_program(
@@ -278,7 +279,11 @@ class Check:
             found = explain_gaps(case, judge_pushed(case), judge_pushed)
             found = judge_pushed_rounding(case, found, self.options.rounding_rtol)
             return hand_written_findings(case, found)
+        if level and self._off_branch:
+            return [_unjudged_second(case)]
         found = explain_gaps(case, judge_formula(case), judge_formula)
+        if not level:
+            self._off_branch = overrules_exact(case, found)
         pushed = forward.judge_beside_reverse(case)
         if worst(f.verdict for f in found) is Verdict.INCONCLUSIVE:
             pushed = []  # it is open for the same reason
@@ -359,7 +364,7 @@ class Check:
         with jax.enable_x64(True):
             traced = self._trace(inputs, point)
             if traced.order < order:
-                seed = [np.asarray(s, np.float64) for s in self._evidence.seed]
+                seed = [widen(s) for s in self._evidence.seed]
                 traced = traced.gradient(seed)
             claims = self.claiming(traced, point)
             return self._case(traced, claims, point, trial, works=False)
@@ -444,6 +449,18 @@ class Check:
         at = f"  # trial {bad[0].trial}" if self.options.trials > 1 else ""
         key = seeding.describe(self.options.key)
         return f"gradtest.{assertion}({name}, ..., key={key}{trial}){at}"
+
+
+def _unjudged_second(case: Case) -> Finding:
+    return Finding(
+        "all arguments",
+        (),
+        "",
+        Verdict.INCONCLUSIVE,
+        order=case.program.order,
+        trial=case.trial,
+        cause=diagnose.OFF_BRANCH,
+    )
 
 
 def _excused(finding: Finding) -> Finding:

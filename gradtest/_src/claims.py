@@ -133,6 +133,17 @@ def trace_claim(
         traced = call
     with execution.user_code():
         jaxpr = jaxprs.expand_all(jax.make_jaxpr(traced)(*arguments))
+    leaked = [
+        const
+        for const in jaxprs.nested_consts(jaxpr)
+        if isinstance(const, jax.core.Tracer) and id(const) not in program.closed_over
+    ]
+    if leaked:
+        raise SlipError(
+            "a custom rule of `fn` leaks or closes over a traced value "
+            f"({describe(leaked[0])}): pass it as an argument, or as a residual from "
+            "fwd to bwd."
+        )
     found = [tuple(aval.shape) for aval in jaxpr.out_avals]
     devices = 0
     if found != shapes:

@@ -157,6 +157,11 @@ def leaf_cause(
       rtol: The relative gap that the check allows.
       fit: How closely the claim must fit a pattern; more than its own rounding.
     """
+    size = float(np.linalg.norm(truth[leaf].ravel()))
+    gap = float(np.linalg.norm((claimed[leaf] - truth[leaf]).ravel()))
+    if size:
+        # A pattern must explain most of the gap to be its cause.
+        fit = min(fit, gap / size / 10)
     for recognise in _CAUSES:
         cause = recognise(claimed[leaf], truth[leaf], fit)
         if cause is not None:
@@ -292,7 +297,10 @@ def _swapped(
 
 def _where_it_differs(claimed: np.ndarray, truth: np.ndarray, rtol: float) -> Cause:
     scale = float(np.linalg.norm(truth.ravel())) / max(truth.size, 1) ** 0.5
-    wrong = np.abs(claimed - truth) > 100 * rtol * (np.abs(truth) + scale)
+    difference = np.abs(claimed - truth)
+    wrong = difference > 100 * rtol * (np.abs(truth) + scale)
+    if not wrong.any():
+        wrong = difference > difference.max(initial=0.0) / 100
     count = int(wrong.sum())
     if 0 < count < truth.size:
         places = np.argwhere(wrong)
@@ -377,6 +385,11 @@ _WAYS: dict[str, tuple[str, str]] = {
     "jit": (
         "wrong under jit",
         "use no Python state and no concrete values in the rule",
+    ),
+    "eager": (
+        "wrong without jit",
+        "take no other way where values are concrete: no isinstance(x, Tracer), no "
+        "Python branches on values",
     ),
     "remat": (
         "wrong under remat",

@@ -96,10 +96,11 @@ class Rule:
     Attributes:
       name: Name of the function that has the rule.
       kind: "custom_vjp", "custom_jvp", "linear_call" or "hi_primitive".
-      where: Its hand-written parts, each as "bwd at file:line".
+      where: The function, and its hand-written parts, each as "bwd at file:line".
       call: The line that calls it, as "file:line"; of several calls the first.
       path: Modules, transformations and loops around that call.
       count: How many calls of it, with operands of these shapes, the program makes.
+      looked_at: At the values of how many of them it was audited.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Rule:
     call: str = ""
     path: str = ""
     count: int = 1
+    looked_at: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,6 +75,7 @@ class Evaluator:
       place: Inside a Pallas kernel, where in the grid it runs; see `grid.Place`.
       declared: What stands in for custom rules that differ on purpose, by the `id` of
         their call; see `stand_ins.StandIn`.
+      jitter: Moves every rounded result by a unit in the last place; None leaves them.
       residual: Under a `solver_audit`, the largest relative residual of the linear
         solves met, float64[4] by `solvers.SolveKind`; None otherwise.
     """
@@ -92,6 +93,7 @@ class Evaluator:
         islands: set[str] | None = None,
         place: Any = None,
         declared: Mapping[int, Any] | None = None,
+        jitter: Jitter | None = None,
     ):
         self.wide = wide
         self.hoisted = hoisted or {}
@@ -103,6 +105,7 @@ class Evaluator:
         self.islands = set() if islands is None else islands
         self.place = place
         self.declared = declared or {}
+        self.jitter = jitter
         self.residual: Any = None if solver_audit is None else jnp.zeros(4)
 
     def fork(self, **changes: Any) -> Evaluator:
@@ -118,6 +121,7 @@ class Evaluator:
             "islands": self.islands,
             "place": self.place,
             "declared": self.declared,
+            "jitter": self.jitter,
         }
         return Evaluator(**(settings | changes))
 
@@ -187,7 +191,83 @@ class Evaluator:
             wanted = getattr(var.aval, "dtype", None)
             if is_inexact(wanted) and result.dtype != lifted_dtype(wanted):
                 return self.in_own_precision(eqn, operands)
+        if self.jitter is not None and eqn.primitive.name in _ROUNDED:
+            return [self.jitter(result) for result in results]
         return results
+
+
+class Jitter:
+    """Moves results by a unit in the last place, another way for each equation.
+
+    All entries of one result move alike: equal ones stay equal, so that no tie breaks.
+    """
+
+    def __init__(self) -> None:
+        self._signs = np.random.default_rng(0)
+
+    def __call__(self, value: Any) -> Any:
+        """Returns a floating value as another rounding of it might be."""
+        if not is_inexact(value.dtype):
+            return value
+        return value * (1 + self._signs.choice([-1, 1]) * np.finfo(np.float64).eps)
+
+
+# What rounds, beside moving values from place to place.
+_ROUNDED = frozenset(
+    [
+        "add",
+        "add_any",
+        "sub",
+        "mul",
+        "div",
+        "rem",
+        "pow",
+        "integer_pow",
+        "square",
+        "sqrt",
+        "rsqrt",
+        "cbrt",
+        "exp",
+        "exp2",
+        "log",
+        "log1p",
+        "expm1",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "atan2",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "logistic",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "lgamma",
+        "digamma",
+        "polygamma",
+        "zeta",
+        "igamma",
+        "igammac",
+        "bessel_i0e",
+        "bessel_i1e",
+        "regularized_incomplete_beta",
+        "reduce_sum",
+        "reduce_prod",
+        "cumsum",
+        "cumprod",
+        "cumlogsumexp",
+        "dot_general",
+        "conv_general_dilated",
+        "scatter-add",
+    ]
+)
 
 
 def lifted_params(params: dict[str, Any]) -> dict[str, Any]:
@@ -325,10 +405,11 @@ def _own_precision(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[An
 def _bits(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
     """Keeps the meaning of bits: random floats are made of them.
 
-    The bits of a float are those of its own dtype: there it can't be lifted.
+    The bits of a float are those of its own dtype. As integers they are exact (a sign,
+    an exponent); a float that is made of them can't be lifted.
     """
-    (source,) = eqn.invars
-    if is_inexact(getattr(source.aval, "dtype", None)):
+    (result,) = eqn.outvars
+    if is_inexact(getattr(result.aval, "dtype", None)):
         return run.in_own_precision(eqn, operands)
     return jaxprs.bind(eqn, run.narrow(operands, eqn.invars), eqn.params)
 

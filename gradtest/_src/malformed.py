@@ -21,13 +21,13 @@ _SLIPS: tuple[tuple[str, str, str], ...] = (
         "sum it over the mesh axes that its argument does not vary over: jax.lax.psum",
     ),
     (
-        r"bwd rule must produce an output with the same container",
-        "wrong number of cotangents",
+        r"bwd rule.* must produce an output with the same container",
+        "wrong tree of cotangents",
         "return a tuple from bwd with one cotangent for each argument that is not in "
         "nondiff_argnums, each of the argument's tree",
     ),
     (
-        r"bwd rule must produce an output with the same type",
+        r"bwd rule.* must produce an output with the same type",
         "wrong shape of a cotangent",
         "return each cotangent in the shape of its argument: sum over broadcast axes",
     ),
@@ -42,7 +42,7 @@ _SLIPS: tuple[tuple[str, str, str], ...] = (
         "return the function's own result from fwd: the same tree, shapes and dtypes",
     ),
     (
-        r"[Ll]eaked|[Ee]scaped|UnexpectedTracer",
+        r"[Ll]eaked|leaks or|[Ee]scaped|UnexpectedTracer",
         "leaks a traced value",
         "hand everything that bwd needs over as residuals, and keep nothing in globals "
         "or closures",
@@ -62,7 +62,7 @@ def malformed(error: Exception) -> Cause:
     kind = type(error).__name__
     says = f"{kind}: {_sentence(text)}{_where(error)}"
     for pattern, name, remedy in _SLIPS:
-        if re.search(pattern, f"{kind} {text}"):
+        if re.search(pattern, f"{kind} {text}", re.DOTALL):
             return Cause(name, says, remedy)
     return Cause(
         "raises",

@@ -49,6 +49,8 @@ class Program:
       order: 1 for the function itself, 2 for its gradient.
       result: Everything that the function returns, as shapes and dtypes.
       declared: What stands in for rules that differ on purpose, by their calls' `id`.
+      closed_over: Where rules close over traced values: the argument that has such a
+        value, by its `id`.
       as_functions: The mathematics with declared products left out, where there are
         any: it is what differences can follow.
     """
@@ -63,6 +65,7 @@ class Program:
     result: PyTree = None
     declared: Mapping[int, StandIn] = dataclasses.field(default_factory=dict)
     as_functions: Mathematics | None = None
+    closed_over: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def key(self) -> Hashable:
@@ -96,6 +99,13 @@ class Program:
         """Whether the function returns one real number."""
         (*others, first) = self.outputs
         return not others and first.shape == () and not _is_complex(first.dtype)
+
+    def closed_over_values(self, point: Point) -> dict[int, Any]:
+        """Returns the values that rules close over, by the `id` of their tracers."""
+        if not self.closed_over:
+            return {}
+        arguments = self.inputs.arguments(point.moving, point.held)
+        return {tracer: arguments[i] for tracer, i in self.closed_over.items()}
 
     def held(self, point: Point) -> tuple[Any, ...]:
         """Returns everything that stays as it is at this point."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from gradtest._src import jaxprs
 from gradtest._src.jaxprs import Eqn, Jaxpr
@@ -30,6 +31,7 @@ class Call:
       moving: For each operand, whether it moves with the program's inputs.
       times: How often `scan`s run it; a `while` counts once.
       is_live: Whether its results reach a result of the program.
+      same: For each operand, the variables of programs around it that it equals.
     """
 
     place: Place
@@ -39,6 +41,7 @@ class Call:
     moving: tuple[bool, ...]
     times: int
     is_live: bool = False
+    same: tuple[tuple[Any, ...], ...] = ()
 
 
 def find_calls(jaxpr: Jaxpr, moving: Sequence[bool]) -> list[Call]:
@@ -49,7 +52,7 @@ def find_calls(jaxpr: Jaxpr, moving: Sequence[bool]) -> list[Call]:
       moving: For each of its inputs, whether it moves.
     """
     search = _Search()
-    search.follow(jaxpr, list(moving), _Context())
+    search.follow(jaxpr, list(moving), _Context(), {})
     outvars = jaxprs.open_body(jaxpr).outvars
     live: set[Place] = set()
     _mark_live(jaxpr, [jaxprs.is_floating(var) for var in outvars], (), live)
@@ -94,22 +97,32 @@ def _scope(eqn: Eqn) -> tuple[str, ...]:
     return tuple(part for part in [jaxprs.scope(eqn)] if part)
 
 
+_Same = dict[Any, tuple[Any, ...]]
+
+
+def _chain(atom: Any, same: _Same) -> tuple[Any, ...]:
+    """Returns a variable and those of programs around it that it equals."""
+    return () if jaxprs.is_literal(atom) else (atom, *same.get(atom, ()))
+
+
 class _Search:
     """Follows moving values through a program and notes each call on the way."""
 
     def __init__(self) -> None:
         self.calls: dict[Place, Call] = {}
 
-    def follow(self, jaxpr: Jaxpr, moving: Flags, context: _Context) -> Flags:
-        """Returns which results move."""
+    def follow(
+        self, jaxpr: Jaxpr, moving: Flags, context: _Context, same: _Same
+    ) -> Flags:
+        """Returns which results move; `same` has what the inputs equal outside."""
         body = jaxprs.open_body(jaxpr)
         moves = {var for var, m in zip(body.invars, moving, strict=True) if m}
         for i, eqn in enumerate(body.eqns):
             operands = [not jaxprs.is_literal(a) and a in moves for a in eqn.invars]
             here = context.at(i)
             if eqn.primitive.name in jaxprs.CUSTOM_RULES:
-                self._note(eqn, operands, here)
-            results = self._results(eqn, operands, here)
+                self._note(eqn, operands, here, same)
+            results = self._results(eqn, operands, here, same)
             moves |= {
                 var
                 for var, m in zip(eqn.outvars, results, strict=True)
@@ -117,7 +130,7 @@ class _Search:
             }
         return [not jaxprs.is_literal(a) and a in moves for a in body.outvars]
 
-    def _note(self, eqn: Eqn, operands: Flags, here: _Context) -> None:
+    def _note(self, eqn: Eqn, operands: Flags, here: _Context, same: _Same) -> None:
         self.calls[here.place] = Call(
             here.place,
             eqn,
@@ -125,15 +138,24 @@ class _Search:
             here.outer,
             tuple(operands),
             here.times,
+            same=tuple(_chain(atom, same) for atom in eqn.invars),
         )
 
-    def _results(self, eqn: Eqn, operands: Flags, here: _Context) -> Flags:
+    def _results(self, eqn: Eqn, operands: Flags, here: _Context, same: _Same) -> Flags:
         if eqn.primitive.name == jaxprs.STOP_GRADIENT:
             return [False]
 
         def enter(program: int, flags: Flags) -> Flags:
             inner = jaxprs.entered(eqn)[program]
-            return self.follow(inner, flags, here.inside(eqn, program))
+            outside = jaxprs.same_inside(eqn, program)
+            chains = {
+                var: _chain(atom, same)
+                for var, atom in zip(
+                    jaxprs.open_body(inner).invars, outside, strict=True
+                )
+                if atom is not None
+            }
+            return self.follow(inner, flags, here.inside(eqn, program), chains)
 
         return _through(eqn, operands, enter)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from gradtest._src import diagnose, jaxprs
 from gradtest._src.case import NOISE_FLOOR, Case, norm
+from gradtest._src.differences import magnitude
 from gradtest._src.findings import Cause, Finding, Gap, Verdict, worst
 from gradtest._src.program import Values
 
@@ -22,6 +23,8 @@ _ULPS, _MOST_FLOOR = 128, 1 / 16
 _FACTOR, _LEAST_FACTOR, _LARGE = 8, 2, 1 / 4
 # Without a rule-free derivative: what an unstable formula must exceed, as a root.
 _UNMEASURED_ROOT = 0.5
+# So often the operands are moved at random.
+_SHAKES = 4
 
 
 def judge_rounding(
@@ -147,9 +150,14 @@ def _floors(case: Case, lifted: Values, rounding_rtol: float | None) -> list[flo
     largest = max(parts, default=0.0)
     # A gradient that is zero by cancellation keeps the rounding of its terms.
     cancelled = 4 * case.working_eps * largest
+    # A second derivative may be so small that the first one's own rounding hides it.
+    hidden = 0.0
+    if case.program.order > 1 and case.claim.mode == "rev":
+        hidden = case.working_eps * magnitude(case.readings.values, case.weights)
     return [
         relative * norm(c)
         + (cancelled / scale if part < NOISE_FLOOR * largest else 0.0)
+        + hidden / scale
         for c, scale, part in zip(lifted, scales, parts, strict=True)
     ]
 
@@ -162,6 +170,7 @@ def _measured_allowance(case: Case, lifted: Values, floors: list[float]) -> list
         relative = case.working_eps**_UNMEASURED_ROOT
         return [max(f, relative * norm(c)) for f, c in zip(floors, lifted, strict=True)]
     losses = [norm(p - e) for p, e in zip(plain, exact, strict=True)]
+    shaken = _losses_of_operands(case)
     # One leaf may round well by luck: the usual leaf counts as well.
     parts = [
         loss / norm(e)
@@ -170,9 +179,30 @@ def _measured_allowance(case: Case, lifted: Values, floors: list[float]) -> list
     ]
     usual = float(np.median(parts)) if parts else 0.0
     return [
-        max(floor, _allowance(loss if np.isfinite(loss) else 0.0, usual, norm(c)))
-        for floor, loss, c in zip(floors, losses, lifted, strict=True)
+        max(
+            floor, _allowance(loss if np.isfinite(loss) else 0.0, usual, norm(c)), moved
+        )
+        for floor, loss, moved, c in zip(floors, losses, shaken, lifted, strict=True)
     ]
+
+
+def _losses_of_operands(case: Case) -> list[float]:
+    """Returns how far the exact derivative moves where operands are off by an ulp.
+
+    A claim that is right for operands so near can't be asked for more: they were
+    rounded themselves.
+    """
+    here = case.readings.exact
+    assert here is not None
+    most = [0.0] * len(here)
+    for k in range(_SHAKES):
+        there = case.perturbed(case.working_eps, f"shaken {k}").readings.exact
+        moved = [norm(a - b) for a, b in zip(there or here, here, strict=True)]
+        most = [
+            max(m, n if np.isfinite(n) else 0.0)
+            for m, n in zip(most, moved, strict=True)
+        ]
+    return most
 
 
 def _allowance(loss: float, usual: float, scale: float) -> float:

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import execution, jaxprs, rules
-from gradtest._src.inputs import Recorded
+from gradtest._src.inputs import Inputs, Point, Recorded
+from gradtest._src.jaxprs import Eqn
 from gradtest._src.lifting import is_inexact
+from gradtest._src.program import Program
+from gradtest._src.reach import Call, find_calls
 from gradtest._src.rules import RuleUse
+
+
+class TracedAnew:
+    """Traces a program again, and finds the calls of rules in it."""
+
+    def __init__(
+        self, trace: Callable[[Inputs, Point], Program], inputs: Inputs, point: Point
+    ):
+        self._trace, self._inputs, self._point = trace, inputs, point
+
+    def again(self, use: RuleUse) -> Eqn:
+        """Returns the same call in a new trace."""
+        program = self._trace(self._inputs, self._point)
+        return jaxprs.equation_at(program.jaxpr, use.call.place)
+
+    @functools.cached_property
+    def _float64_calls(self) -> list[Call]:
+        inputs, wide = self._inputs.widened(self._point)
+        with jax.enable_x64(True):
+            program = self._trace(inputs, wide)
+        return find_calls(program.jaxpr, [True] * len(program.jaxpr.in_avals))
+
+    def in_float64(self, use: RuleUse) -> Call | None:
+        """Returns a call of the same rule and shapes, traced with float64 inputs."""
+        wanted = [aval.shape for aval in jaxprs.operand_types(use.call.eqn)]
+        for call in self._float64_calls:
+            shapes = [aval.shape for aval in jaxprs.operand_types(call.eqn)]
+            source = jaxprs.read_rule(call.eqn)
+            if source.identity == use.source.identity and shapes == wanted:
+                return call
+        return None
 
 
 class RuleCall:
@@ -22,10 +59,12 @@ class RuleCall:
     are infinite.
     """
 
-    def __init__(self, use: RuleUse):
+    def __init__(self, use: RuleUse, anew: TracedAnew | None = None):
         self.use = use
         self.call = use.call
         self.__name__ = use.rule.name
+        self._anew = anew
+        self._same = _same_operands(use)
         self._split = [
             i
             for i in self.argnums()
@@ -34,7 +73,8 @@ class RuleCall:
 
     def __call__(self, *arguments: Any) -> list[Any]:
         count = len(self.call.eqn.invars)
-        operands, rest = list(arguments[:count]), list(arguments[count:])
+        operands = [arguments[i] for i in self._same]
+        rest = list(arguments[count:])
         for i in self._split:
             mask, held = rest.pop(0), rest.pop(0)
             operands[i] = jnp.where(mask, operands[i], held)
@@ -42,6 +82,27 @@ class RuleCall:
         for k in self._infinite:
             results[k] = jnp.where(rest.pop(0), results[k], 0)
         return results
+
+    def closed_over(self) -> dict[int, int]:
+        """Returns which operand has each traced value that the rule closes over.
+
+        By the value's `id`; -1 where no operand has it.
+        """
+        return {
+            tracer: next(
+                (i for i, chain in enumerate(self.call.same) if variable in chain), -1
+            )
+            for tracer, variable in jaxprs.closed_over(self.call.eqn).items()
+        }
+
+    def renew(self) -> None:
+        """Takes the call from a new trace, where the rule sees what is differentiated.
+
+        JAX keeps the residuals' tree of the last pattern that a traced call was
+        differentiated in, so each pattern needs a call of its own.
+        """
+        if self.use.source.symbolic_zeros and self._anew is not None:
+            self.call = dataclasses.replace(self.call, eqn=self._anew.again(self.use))
 
     @functools.cached_property
     def _results(self) -> list[list[Any]]:
@@ -69,7 +130,10 @@ class RuleCall:
         found = [
             i
             for i, aval in enumerate(jaxprs.operand_types(self.use.call.eqn))
-            if i >= self.use.source.num_consts and is_inexact(aval.dtype) and aval.size
+            if i >= self.use.source.num_consts
+            and is_inexact(aval.dtype)
+            and aval.size
+            and self._same[i] == i
         ]
         reached = [i for i in found if self.use.moving[i]]
         return tuple(reached or found)
@@ -100,6 +164,18 @@ class RuleCall:
         for k in self._infinite:
             extra.append([np.isfinite(_wide(row[k])) for row in self._results])
         return tuple(Recorded(tuple(column)) for column in [*columns, *extra])
+
+
+def _same_operands(use: RuleUse) -> list[int]:
+    """Returns, for each operand, the first one that is moved along with it.
+
+    A library's rule may take one value twice, as of its function and as of its solver.
+    """
+    places = list(range(len(use.call.eqn.invars)))
+    if jaxprs.is_users(use.source):
+        return places
+    first: dict[int, int] = {}
+    return [first.setdefault(id(atom), i) for i, atom in enumerate(use.call.eqn.invars)]
 
 
 def _wide(value: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from gradtest._src import check as _check
@@ -13,22 +12,19 @@ from gradtest._src.check import Check, Claims, Options
 from gradtest._src.findings import Finding, Verdict
 from gradtest._src.inputs import Inputs, Point
 from gradtest._src.program import Program
-from gradtest._src.reach import Call
-from gradtest._src.rule_call import RuleCall
+from gradtest._src.rule_call import RuleCall, TracedAnew
 from gradtest._src.rules import RuleUse
 
 
 class RuleCheck(Check):
     """The check of one rule as a function of its own operands."""
 
-    def __init__(
-        self, use: RuleUse, options: Options, in_float64: Callable[[], Call | None]
-    ):
+    def __init__(self, use: RuleUse, options: Options, anew: TracedAnew):
         self.use = use
         self.case: Case | None = None
         self.unchecked: list[str] = []
-        self._in_float64 = in_float64
-        self._function = call = RuleCall(use)
+        self._anew = anew
+        self.function = call = RuleCall(use, anew)
         super().__init__(
             call,
             call.arguments(),
@@ -66,18 +62,19 @@ class RuleCheck(Check):
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
         if inputs is not self.inputs:  # traced anew, in float64
-            call = self._in_float64()
+            call = self._anew.in_float64(self.use)
             if call is None:
                 raise NotImplementedError("the call is not there in float64")
-            self._function.call = call
-        return super()._trace(inputs, point)
+            self.function.call = call
+        program = super()._trace(inputs, point)
+        return dataclasses.replace(program, closed_over=self.function.closed_over())
 
     def _retraced_case(self, *args: Any) -> Case:
-        own = self._function.call
+        own = self.function.call
         try:
             return super()._retraced_case(*args)
         finally:
-            self._function.call = own
+            self.function.call = own
 
     def _run_trial(self, point: Point, trial: int) -> list[Finding]:
         try:

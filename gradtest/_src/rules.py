@@ -109,7 +109,12 @@ def _group_key(call: Call) -> Any:
     avals = tuple(str(atom.aval) for atom in call.eqn.invars)
     program = structure_key(jaxprs.rule_free_program(call.eqn))
     regions = tuple(map(id, regions_around(call)))
-    return source.identity, source.kind, source.where, avals, program, regions
+    places: dict[int, int] = {}
+    repeated = tuple(
+        places.setdefault(id(atom), i) for i, atom in enumerate(call.eqn.invars)
+    )
+    identity = (source.identity, source.kind, source.where)
+    return identity, avals, program, regions, repeated
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:
@@ -207,6 +212,7 @@ def _use(calls: list[Call], taps: Taps) -> RuleUse:
         shorten(jaxprs.call_site(calls[0].eqn)),
         _path(calls[0]),
         sum(call.times for call in calls),
+        len(sound),
     )
     return RuleUse(rule, source, tuple(calls), tuple(sound), moving, trouble)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradtest._src import execution
+from gradtest._src import dataflow, execution
 from gradtest._src.claims import Claim
 from gradtest._src.differences import Line
 from gradtest._src.inputs import Point
@@ -26,7 +26,7 @@ from gradtest._src.kit import (
     shared_constants,
     shares_exact,
 )
-from gradtest._src.lifting import Evaluator, Recorder, widen
+from gradtest._src.lifting import Evaluator, Jitter, Recorder, widen
 from gradtest._src.program import Program, Values, derivative
 
 
@@ -131,7 +131,11 @@ class Bench:
             jnp.asarray(value) if _is_plain(value) else value
             for value in self.program.held(point)
         ]
-        consts = constants_of(self.program, self.claim, self.forward)
+        known = self.program.closed_over_values(point)
+        consts = [
+            known.get(id(const), const)
+            for const in constants_of(self.program, self.claim, self.forward)
+        ]
         moving = list(point.moving)
         return Arguments(
             self._spread([widen(value) for value in moving]),
@@ -215,7 +219,8 @@ class Bench:
         moved = self._kit.overrunning(overrun)
         moving = execution.on_device(at.moving)
         along = execution.on_device(self._spread(direction))
-        if any(self._shardings):
+        spread = map(execution.spread_of, jax.tree_util.tree_leaves(stops))
+        if any(self._shardings) or any(sharding is not None for sharding in spread):
             stops = execution.to_host(stops)
 
         def values(t: float) -> Values:
@@ -246,6 +251,41 @@ class Bench:
             found = _farthest(found, reference)
         return (values if self.claim.has_value else None), found
 
+    def read_jittered(self, point: Point) -> tuple[Values, Values | None]:
+        """Returns claim and exact derivative in float64, every operation off by an ulp.
+
+        How far they move is what rounding may have done to them.
+        """
+        at = self._arguments(point)
+        arguments = [at.moving, at.held, at.seed, at.consts]
+        program, claim = self.program, self.claim
+
+        def lower() -> execution.Compiled:
+            constants = constants_of(program, claim, self.forward)
+            solver_only = frozenset(dataflow.solver_only_stops(program.jaxpr))
+            has_exact = not self.why_no_exact
+
+            def function(moving: Any, held: Any, seed: Any, consts: Any) -> Any:
+                run = Evaluator(
+                    hoisted=dict(zip(map(id, constants), consts, strict=True)),
+                    solver_only=solver_only,
+                    jitter=Jitter(),
+                )
+                claimed = run(claim.jaxpr, [*moving, *held, *seed])
+                if not has_exact:
+                    return claimed, None
+                run = run.fork(stops=Recorder())
+                exactly = pushforward if claim.mode == "fwd" else _derivative
+                return claimed, exactly(program, run, moving, held, seed)[1]
+
+            return execution.lifted(function, arguments)
+
+        key = ("jittered", self._key)
+        found, exact = execution.to_host(execution.cached(key, lower)(*arguments))
+        count = len(self.program.outputs) if claim.has_value else 0
+        claimed = found[count:]
+        return (_farthest(claimed, None) if claim.devices else claimed), exact
+
     def read_working_exact(self, point: Point) -> Values | None:
         """Returns the rule-free derivative in working precision, or None."""
         if self.why_no_exact:
@@ -270,6 +310,10 @@ class Bench:
 
         key = ("working exact", self._key)
         return execution.to_host(execution.cached(key, lower)(*arguments))
+
+
+def _derivative(program: Program, run: Evaluator, *at: Any) -> Any:
+    return derivative(program.mathematics, run, *at)
 
 
 def _farthest(by_device: Values, reference: Values | None) -> Values:

@@ -27,7 +27,6 @@ from gradtest._src.program import Values
 
 _EXAMPLES = 3
 # Float64 rounds the same sums in another order.
-_RTOL = 1e-9
 _FLOOR = 1e-12
 # So many leaves or outputs are tried alone.
 _MOST_ALONE = 8
@@ -58,7 +57,7 @@ class Examples:
         )
 
 
-# Gradients of the leaves at one point: takes leaves, held values and seed.
+# Values, then gradients of the leaves, at one point: of leaves, held values and seed.
 Claimed = Callable[..., Values]
 Wanted = Callable[[Claimed, Examples], Values]
 
@@ -70,30 +69,36 @@ class Way:
     Attributes:
       check: Its name in the report.
       says: What differs, for the failure.
-      leaves: Names of the leaves whose gradients it gives.
-      jaxpr: Takes all examples' leaves, held values and seeds; returns gradients.
-      wanted: The same gradients as the rule gives them by itself.
+      names: Names of the outputs whose values it gives, and of the leaves whose
+        gradients.
+      jaxpr: Takes all examples' leaves, held values and seeds; returns both.
+      wanted: The same as the rule gives them by itself.
     """
 
     check: str
     says: str
-    leaves: tuple[str, ...]
+    names: tuple[str, ...]
     jaxpr: Jaxpr
     wanted: Wanted
 
 
-def judge_ways(case: Case, points: Sequence[Point]) -> tuple[list[Finding], list[str]]:
+def judge_ways(
+    case: Case, points: Sequence[Point], renew: Callable[[], None]
+) -> tuple[list[Finding], list[str]]:
     """Compares every way to run a rule with its own derivative.
 
     Args:
       case: The rule as a program, its reverse-mode claim already judged.
       points: Values that reach the rule, the case's own first.
+      renew: Prepares the rule for being differentiated in another way.
 
     Returns:
       One finding for each check, and the ways that JAX does not offer here.
     """
+    if case.program.closed_over:
+        points = points[:1]  # what the rule closes over has its values there
     examples = _examples(case, points)
-    ways, findings, unsupported = _trace_ways(case, examples)
+    ways, findings, unsupported = _trace_ways(case, examples, renew)
     raised = {finding.check for finding in findings}
     findings += [f for f in _compare(case, examples, ways) if f.check not in raised]
     return findings, unsupported
@@ -130,7 +135,7 @@ def _stack(rows: list[list[Any]]) -> list[Any]:
 
 
 def _trace_ways(
-    case: Case, examples: Examples
+    case: Case, examples: Examples, renew: Callable[[], None]
 ) -> tuple[list[Way], list[Finding], list[str]]:
     ways: list[Way] = []
     findings: list[Finding] = []
@@ -141,9 +146,10 @@ def _trace_ways(
             continue
         try:
             with execution.user_code():
-                for leaves, function, expected in _several(case, make, wanted):
+                for items, function, expected in _several(case, make, wanted):
+                    renew()
                     jaxpr = jax.make_jaxpr(function)(*arguments)
-                    ways.append(Way(check, says, leaves, jaxpr, expected))
+                    ways.append(Way(check, says, items, jaxpr, expected))
         except NotImplementedError as error:
             unsupported.append(f"{check}: {_first_line(error)}")
         except Exception as error:  # whatever the rule raises
@@ -156,14 +162,19 @@ def _several(
 ) -> list[tuple[tuple[str, ...], Callable[..., Values], Wanted]]:
     """Returns what one entry of `_WAYS` stands for: names, function and truth."""
     names = tuple(leaf.name for leaf in case.leaves)
+    values = tuple(output.name for output in case.program.outputs)
     if make is _alone:
         some = range(len(names) if 1 < len(names) <= _MOST_ALONE else 0)
-        return [((names[i],), _alone(case, i), _wanted_leaf(i)) for i in some]
+        return [
+            ((*values, names[i]), _alone(case, i), _wanted_leaf(case, i)) for i in some
+        ]
     if make is _one_output:
-        count = len(case.program.outputs)
-        some = range(count if 1 < count <= _MOST_ALONE else 0)
-        return [(names, _one_output(case, k), _wanted_output(k)) for k in some]
-    return [(names, make(case), wanted)]
+        some = range(len(values) if 1 < len(values) <= _MOST_ALONE else 0)
+        return [
+            ((values[k], *names), _one_output(case, k), _wanted_output(case, k))
+            for k in some
+        ]
+    return [((*values, *names), make(case), wanted)]
 
 
 def _call_at(case: Case, held: Sequence[Any]) -> Callable[..., Values]:
@@ -171,7 +182,9 @@ def _call_at(case: Case, held: Sequence[Any]) -> Callable[..., Values]:
 
 
 def _pull(function: Callable[..., Values], moving: Any, seed: Any) -> Values:
-    return list(jax.vjp(function, *moving)[1](list(seed)))
+    """Returns the results of a function and its vector-Jacobian product."""
+    values, pull = jax.vjp(function, *moving)
+    return [*values, *pull(list(seed))]
 
 
 def _as_it_is(function: Callable[..., Values]) -> Callable[..., Values]:
@@ -192,8 +205,8 @@ def _under(transform: Callable[..., Any]) -> Any:
 def _linearized(case: Case) -> Any:
     def way(*examples: Any) -> Values:
         xs, held, seed = Examples(*examples).one(0)
-        _, push = jax.linearize(_call_at(case, held), *xs)
-        return list(jax.linear_transpose(push, *xs)(seed))
+        values, push = jax.linearize(_call_at(case, held), *xs)
+        return [*values, *jax.linear_transpose(push, *xs)(seed)]
 
     return way
 
@@ -276,15 +289,24 @@ def _wanted_batch(size: int) -> Wanted:
     return wanted
 
 
-def _wanted_leaf(leaf: int) -> Wanted:
-    return lambda claimed, examples: [claimed(*examples.one(0))[leaf]]
+def _wanted_leaf(case: Case, leaf: int) -> Wanted:
+    count = len(case.program.outputs)
+
+    def wanted(claimed: Claimed, examples: Examples) -> Values:
+        found = claimed(*examples.one(0))
+        return [*found[:count], found[count + leaf]]
+
+    return wanted
 
 
-def _wanted_output(output: int) -> Wanted:
+def _wanted_output(case: Case, output: int) -> Wanted:
+    count = len(case.program.outputs)
+
     def wanted(claimed: Claimed, examples: Examples) -> Values:
         xs, held, seed = examples.one(0)
         alone = [s if k == output else 0 * s for k, s in enumerate(seed)]
-        return claimed(xs, held, alone)
+        found = claimed(xs, held, alone)
+        return [found[output], *found[count:]]
 
     return wanted
 
@@ -307,7 +329,7 @@ _LINEAR = (
 )
 
 
-def _linear(claimed: Claimed, examples: Examples) -> list[tuple[Values, Values]]:
+def _linear(pulled: Claimed, examples: Examples) -> list[tuple[Values, Values]]:
     """Gradients for combined cotangents, and the same combinations of gradients."""
     xs, held, seed = examples.one(0)
     other = examples.one(1)[2]
@@ -315,10 +337,10 @@ def _linear(claimed: Claimed, examples: Examples) -> list[tuple[Values, Values]]
     def combined(one: Values, another: Values) -> Values:
         return [2.5 * a - b for a, b in zip(one, another, strict=True)]
 
-    one, another = claimed(xs, held, seed), claimed(xs, held, other)
-    zero = claimed(xs, held, [0 * value for value in seed])
+    one, another = pulled(xs, held, seed), pulled(xs, held, other)
+    zero = pulled(xs, held, [0 * value for value in seed])
     return [
-        (claimed(xs, held, combined(seed, other)), combined(one, another)),
+        (pulled(xs, held, combined(seed, other)), combined(one, another)),
         (zero, [0 * value for value in one]),
     ]
 
@@ -328,25 +350,32 @@ def _linear(claimed: Claimed, examples: Examples) -> list[tuple[Values, Values]]
 
 def _compare(case: Case, examples: Examples, ways: list[Way]) -> list[Finding]:
     count, claim = len(case.leaves), case.claim.jaxpr
+    known = {
+        tracer: widen(value)
+        for tracer, value in case.program.closed_over_values(case.point).items()
+    }
     # A declared product, such as a clipping, need not be linear.
     is_linear = case.program.as_functions is None
 
     def both(moving: Any, held: Any, seed: Any) -> Any:
-        run, at = Evaluator(), Examples(moving, held, seed)
+        run, at = Evaluator(hoisted=known), Examples(moving, held, seed)
 
         def claimed(xs: Any, hs: Any, seeds: Any) -> Values:
-            return run(claim, [*xs, *hs, *seeds])[-count:]
+            return run(claim, [*xs, *hs, *seeds])
+
+        def pulled(xs: Any, hs: Any, seeds: Any) -> Values:
+            return claimed(xs, hs, seeds)[-count:]
 
         pairs = [
             (run(way.jaxpr, [*moving, *held, *seed]), way.wanted(claimed, at))
             for way in ways
         ]
-        return [*pairs, *(_linear(claimed, at) if is_linear else [])]
+        return [*pairs, *(_linear(pulled, at) if is_linear else [])]
 
     parts = (examples.moving, examples.held, examples.seed)
     arguments = [[execution.at_home(widen(value)) for value in part] for part in parts]
     pairs = execution.to_host(execution.lifted(both, arguments)(*arguments))
-    labels = [(way.check, way.says, way.leaves) for way in ways]
+    labels = [(way.check, way.says, way.names) for way in ways]
     names = tuple(leaf.name for leaf in case.leaves)
     labels += [(check, says, names) for check, says in _LINEAR if is_linear]
     found: dict[str, Finding] = {}
@@ -365,7 +394,7 @@ def _judge(
     for name, found, truth in zip(leaves, results, wanted, strict=True):
         same_nan = np.isnan(found) & np.isnan(truth)
         found, truth = np.where(same_nan, 0, found), np.where(same_nan, 0, truth)
-        gap = leaf_gap(found, truth, rtol=_RTOL, floor=_FLOOR * largest)
+        gap = leaf_gap(found, truth, rtol=case.rtol, floor=_FLOOR * largest)
         if gap.is_exceeded or not np.isfinite(found - truth).all():
             return _finding(
                 case,
@@ -377,7 +406,7 @@ def _judge(
                 entry=gap.entry,
                 cause=diagnose.departs(check, says),
             )
-    return _finding(case, check, Verdict.PASS, allowed=_RTOL)
+    return _finding(case, check, Verdict.PASS, allowed=case.rtol)
 
 
 def _raised(case: Case, check: str, says: str, error: Exception) -> Finding:

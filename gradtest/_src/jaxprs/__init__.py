@@ -34,6 +34,7 @@ from gradtest._src.jaxprs.programs import While as While
 from gradtest._src.jaxprs.programs import bind as bind
 from gradtest._src.jaxprs.programs import call_site as call_site
 from gradtest._src.jaxprs.programs import entered as entered
+from gradtest._src.jaxprs.programs import equation_at as equation_at
 from gradtest._src.jaxprs.programs import expand_all as expand_all
 from gradtest._src.jaxprs.programs import half_literals as half_literals
 from gradtest._src.jaxprs.programs import has_loop_on_floats as has_loop_on_floats
@@ -53,6 +54,7 @@ from gradtest._src.jaxprs.programs import read_shard_map as read_shard_map
 from gradtest._src.jaxprs.programs import read_while as read_while
 from gradtest._src.jaxprs.programs import result_types as result_types
 from gradtest._src.jaxprs.programs import rule_free_program as rule_free_program
+from gradtest._src.jaxprs.programs import same_inside as same_inside
 from gradtest._src.jaxprs.programs import scope as scope
 from gradtest._src.jaxprs.programs import solver_const_slots as solver_const_slots
 from gradtest._src.jaxprs.programs import subprograms as subprograms
@@ -60,6 +62,7 @@ from gradtest._src.jaxprs.programs import vma as vma
 from gradtest._src.jaxprs.programs import walk as walk
 from gradtest._src.jaxprs.sources import RuleLayout as RuleLayout
 from gradtest._src.jaxprs.sources import RuleSource as RuleSource
+from gradtest._src.jaxprs.sources import closed_over as closed_over
 from gradtest._src.jaxprs.sources import is_library as is_library
 from gradtest._src.jaxprs.sources import is_users as is_users
 from gradtest._src.jaxprs.sources import read_rule as read_rule

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ CUSTOM_RULES = frozenset(
 )
 CALLS = frozenset(
     {"jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint"}
-    | {"eval_jaxpr"}
+    | {"eval_jaxpr", "custom_vmap_call"}
 )
 # They leave JAX: what they compute is fixed, in the dtypes that they were given.
 FOREIGN = frozenset({"ffi_call", "pure_callback", "io_callback", "custom_call"})
@@ -126,6 +127,32 @@ def entered(eqn: Eqn) -> list[Jaxpr]:
     if name in CALLS or name in ("scan", "shard_map"):
         return list(subprograms(eqn))
     return []
+
+
+def same_inside(eqn: Eqn, program: int) -> list[Any]:
+    """Returns, for each input of an entered program, the operand that it equals.
+
+    None where it is another value: a carry, a slice, a device's part.
+    """
+    name, count = eqn.primitive.name, len(entered(eqn)[program].in_avals)
+    operands: list[Any] = list(eqn.invars)
+    if name == "scan":
+        operands = operands[: read_scan(eqn).num_consts]
+    elif name == "while":
+        first = read_while(eqn).cond_nconsts
+        last = first + read_while(eqn).body_nconsts
+        operands = operands[:first] if program == 0 else operands[first:last]
+    elif name == "cond":
+        operands = operands[1:]
+    elif name == "shard_map":
+        operands = []
+    return operands + [None] * (count - len(operands))
+
+
+def equation_at(jaxpr: Jaxpr, place: Sequence[int]) -> Eqn:
+    """Returns the equation at a place: equation, sub-program, equation, and so on."""
+    eqn = open_body(jaxpr).eqns[place[0]]
+    return equation_at(entered(eqn)[place[1]], place[2:]) if place[1:] else eqn
 
 
 def walk(jaxpr: Jaxpr) -> Iterator[Eqn]:
@@ -399,11 +426,16 @@ def _shape_and_dtype(aval: Any) -> jax.ShapeDtypeStruct:
 
 
 def call_site(eqn: Eqn) -> str:
-    """Returns the user's line that an equation comes from, as "file:line"."""
+    """Returns the user's line that an equation comes from, as "file:line", or ""."""
     text = source_info_util.summarize(eqn.source_info)
     place = text.partition(" (")[0]
-    # file:line:column
-    return place.rpartition(":")[0] if place.count(":") > 1 else place
+    if place.count(":") > 1:  # file:line:column
+        place = place.rpartition(":")[0]
+    return "" if place.startswith(_OWN) or ":" not in place else place
+
+
+# Where gradtest calls the user's function, no line of the user's is known.
+_OWN = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
 
 
 def scope(eqn: Eqn) -> str:

@@ -42,7 +42,7 @@ class RuleSource:
       name: Name of the function that has the rule.
       kind: "custom_vjp", "custom_jvp", "linear_call" or "hi_primitive".
       identity: The function as "name at file:line"; equal for calls of one rule.
-      where: Its hand-written parts, each as "bwd at file:line".
+      where: The function, and its hand-written parts, each as "bwd at file:line".
       operands: A name for each operand that may be differentiated, as far as known.
       num_consts: How many leading operands are values that the function closes over.
       symbolic_zeros: Whether the rule sees which inputs and outputs take no part.
@@ -70,16 +70,20 @@ def read_rule(eqn: Eqn) -> RuleSource:
     primal = primal.debug_info
     user = _user_code(primal.func_src_info)
     if not user and "fwd" in parts:
-        user = _author(parts["fwd"])
+        user = _authors(parts["fwd"])[0]
     identity = user or primal.func_src_info or "unnamed rule"
-    where = [f"{part} at {_place(_author(held))}" for part, held in parts.items()]
+    where = [
+        f"{part} at {_place(author)}"
+        for part, held in parts.items()
+        for author in _authors(held)
+    ]
     fwd = getattr(parts.get("fwd"), "debug_info", None)
     names = primal.arg_names or getattr(fwd, "arg_names", None) or ()
     return RuleSource(
         name=identity.rpartition(" at ")[0] or identity,
         kind=_RULE_KINDS.get(eqn.primitive.name, eqn.primitive.name),
         identity=identity,
-        where=tuple(where) if parts else (f"primal at {_place(identity)}",),
+        where=(identity, *where),
         operands=tuple(names),
         num_consts=params.get("num_consts", params.get("num_callee_consts", 0)),
         symbolic_zeros=bool(params.get("symbolic_zeros", False)),
@@ -98,7 +102,7 @@ def _read_high_rule(eqn: Eqn) -> RuleSource:
     return RuleSource(
         kind.__name__,
         "hi_primitive",
-        f"{kind.__name__} at {where[0].partition(' at ')[2] if where else 'jax'}",
+        f"{kind.__name__} at {_place(where[0]) if where else 'jax'}",
         tuple(where),
         (),
         0,
@@ -129,21 +133,22 @@ def _user_code(source: str | None) -> str:
     return source if source and not is_library(_place(source)) else ""
 
 
-def _author(held: Any) -> str:
-    """Returns "name at file:line" of the function that a rule's author wrote.
+def _authors(held: Any) -> list[str]:
+    """Returns "name at file:line" of each function that a part's author wrote.
 
-    JAX and Flax wrap it several times over; where nothing but libraries' functions is
-    found inside, the rule is the library's own.
+    JAX and Flax wrap them several times over; `defjvps` holds one for each argument.
+    Where nothing but libraries' functions is found, the rule is the library's own.
     """
     debug = getattr(held, "debug_info", None)
     own = str(getattr(debug, "func_src_info", None) or "unknown")
     if _user_code(own):
-        return own
-    for function in _functions_inside(held):
-        source = _user_code(_source_of(function))
-        if source:
-            return source
-    return own
+        return [own]
+    for level in _levels(held):
+        functions = filter(inspect.isfunction, level)
+        found = [source for f in functions if (source := _user_code(_source_of(f)))]
+        if found:
+            return list(dict.fromkeys(found))
+    return [own]
 
 
 def _source_of(function: Any) -> str:
@@ -177,23 +182,39 @@ def _held_by(item: Any) -> Iterator[Any]:
         yield item.func
 
 
-def _inside(start: Any, depth: int = 12) -> Iterator[Any]:
-    """Yields everything that a wrapped function holds, outermost first."""
+def _levels(start: Any, depth: int = 12) -> Iterator[list[Any]]:
+    """Yields what a wrapped function holds, then what that holds, and so on."""
     seen: set[int] = set()
     level = [start]
     for _ in range(depth):
-        following = []
-        for item in level:
-            if id(item) in seen:
-                continue
-            seen.add(id(item))
-            yield item
-            following += list(_held_by(item))
-        level = following
+        level = [item for item in level if id(item) not in seen]
+        seen.update(map(id, level))
+        yield level
+        level = [held for item in level for held in _held_by(item)]
 
 
-def _functions_inside(start: Any) -> Iterator[Any]:
-    return (item for item in _inside(start) if inspect.isfunction(item))
+def _inside(start: Any) -> Iterator[Any]:
+    """Yields everything that a wrapped function holds, outermost first."""
+    return (item for level in _levels(start) for item in level)
+
+
+def closed_over(eqn: Eqn) -> dict[int, Any]:
+    """Returns the traced values that a rule's hand-written parts close over.
+
+    They belong to the trace that made the call: once it has ended, they must be given
+    values for the rule to be run again.
+
+    Returns:
+      The variable of the program that each one is, by the value's `id`; None where
+      that is not known.
+    """
+    parts = [eqn.params[param] for param in _RULE_PARTS if param in eqn.params]
+    return {
+        id(item): getattr(item, "val", None)
+        for part in parts
+        for item in _inside(part)
+        if isinstance(item, jax.core.Tracer)
+    }
 
 
 @dataclasses.dataclass(frozen=True)

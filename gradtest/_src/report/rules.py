@@ -17,7 +17,8 @@ def headline(rule: Rule, chief: Finding, where: str) -> str:
     if chief.gap is Gap.STRUCTURE:
         return f"{name} is malformed at {where}."
     if chief.gap is Gap.ROUNDING:
-        return f"{name} loses its accuracy at {where}."
+        what = "'s second derivative" if chief.order > 1 else ""
+        return f"{name}{what} loses its accuracy at {where}."
     if chief.gap is Gap.AGREEMENT:
         return f"{name} gives another derivative in the check {chief.check!r}: {where}."
     if chief.order > 1:
@@ -27,9 +28,12 @@ def headline(rule: Rule, chief: Finding, where: str) -> str:
 
 def whereabouts(rule: Rule) -> str:
     """Says where a rule was written and where it is called."""
-    times = f", {rule.count} calls" if rule.count > 1 else ""
     path = f" in {rule.path}" if rule.path else ""
-    return f"{', '.join(rule.where)}; called at {rule.call}{path}{times}."
+    called = f"; called at {rule.call}{path}" if rule.call else f"; called{path}"
+    times = f", {rule.count} calls" if rule.count > 1 else ""
+    if rule.count > rule.looked_at:
+        times += f" ({rule.looked_at} looked at)"
+    return f"{', '.join(rule.where)}{called if rule.call or path else ''}{times}."
 
 
 def others(report: Report, chief: Finding) -> str:
