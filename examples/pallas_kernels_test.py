@@ -18,8 +18,7 @@ every_variant = chex.variants(
     with_pmap=True,
 )  # fmt: skip
 
-# Three blocks of 8, the last one with 3 rows, classes or positions.
-LENGTH = 19
+LENGTH = pallas_kernels.LENGTH
 LABELS = jnp.arange(LENGTH) % 5
 
 
@@ -53,6 +52,13 @@ class PallasKernelsTest(chex.TestCase):
             variant=self.variant,
         )
         self.assertLess(max(found.size for found in report.findings), 1e-12)
+
+    def test_the_rules_of_all_three_are_right_wherever_they_run(self):
+        report = gradtest.assert_custom_rules_match(
+            pallas_kernels.losses, *pallas_kernels.arguments()
+        )
+        names = {rule.name for rule in report.rules}
+        self.assertContainsSubset({"cross_entropy", "rms_norm", "attention"}, names)
 
     def test_a_backward_pass_that_forgets_the_tail_is_refused(self):
         @jax.custom_vjp

@@ -245,3 +245,13 @@ def test_a_slip_is_named(name):
 def test_a_function_without_a_gradient_is_a_slip():
     with pytest.raises(ValueError, match="`fn` must have a gradient, but JAX finds"):
         agree(_not_differentiable, jnp.sin, jnp.ones(3))
+
+
+@pytest.mark.core
+def test_results_without_a_gradient_are_listed_as_not_compared():
+    report = gradtest.assert_grads_agree(
+        lambda x: (x**2, jnp.argmax(x)),
+        lambda x: (x * x, jnp.argmin(x)),
+        jnp.array([1.0, 3.0, 2.0]),
+    )
+    assert any(line.startswith("result[1]: int32") for line in report.unchecked)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gradtest
@@ -366,3 +367,13 @@ def test_leaves_that_cannot_move_are_held(args):
         lambda held, x: jnp.sum(jnp.sin(x)), *args
     )
     assert [f.name for f in report.findings if f.mode == "rev"] == ["x"]
+
+
+@pytest.mark.core
+def test_a_call_inside_of_a_trace_is_told_to_leave_it():
+    def traced(x):
+        gradtest.assert_autodiff_matches(jnp.sin, np.ones(3))
+        return x
+
+    with pytest.raises(TypeError, match=r"while JAX traces.*outside of jit"):
+        jax.jit(traced)(1.0)

@@ -189,7 +189,8 @@ _DRAWS = {
 def test_random_draws_are_those_of_the_program(draw, make_key):
     key = make_key(7)
     (found,), islands = lift(draw, key)
-    assert not islands
+    # Floats made of bits keep their own precision; a check counts those that move.
+    assert islands <= {"bitcast_convert_type"}
     # In float64 another number of bits would be drawn, and other numbers with them.
     np.testing.assert_allclose(found, np.asarray(draw(key)), rtol=1e-5, atol=1e-6)
 

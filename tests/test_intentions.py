@@ -136,7 +136,7 @@ def test_a_rule_that_is_not_what_it_is_declared_to_be_fails(fn, declared):
         gradtest.assert_custom_rules_match(*operands, expect_differs=declared)
 
 
-def test_a_straight_through_fwd_without_its_rule_is_wrong_in_second_order_alone():
+def test_second_derivatives_of_a_fwd_that_does_not_call_its_rule_are_right_too():
     @jax.custom_vjp
     def once(x):
         return jnp.round(x)
@@ -147,6 +147,37 @@ def test_a_straight_through_fwd_without_its_rule_is_wrong_in_second_order_alone(
         return jnp.sum(jnp.sin(once(3 * x) + x) ** 2)
 
     declared = {"once": lambda x: x}
+    gradtest.assert_autodiff_matches(fn, X, expect_differs=declared, order=2)
+
+
+def test_products_of_a_fwd_that_does_not_call_its_rule_are_right_in_second_order():
+    @jax.custom_vjp
+    def once(x):
+        return x
+
+    once.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.5, 0.5),))
+
+    def fn(x):
+        return jnp.sum(jnp.sin(once(3 * x)))
+
+    declared = {once: gradtest.vjp(lambda p, g: (jnp.clip(g, -0.5, 0.5),))}
+    gradtest.assert_autodiff_matches(fn, X, expect_differs=declared, order=2)
+
+
+def test_a_declared_rule_can_be_wrong_in_second_order_alone():
+    @jax.custom_vjp
+    def gate(x):
+        return jnp.round(x)
+
+    def backward(x, g):
+        return (g * jax.lax.stop_gradient(jnp.cos(x)),)
+
+    gate.defvjp(lambda x: (jnp.round(x), x), backward)
+
+    def fn(x):
+        return jnp.sum(gate(x) + x**2)
+
+    declared = {gate: jnp.sin}
     gradtest.assert_autodiff_matches(fn, X, expect_differs=declared)
     with pytest.raises(gradtest.GradientMismatch, match="second derivative"):
         gradtest.assert_autodiff_matches(fn, X, expect_differs=declared, order=2)
@@ -271,3 +302,42 @@ def test_a_declaration_that_does_not_fit_is_an_error_that_says_so(declared, mess
 def test_a_product_must_be_callable():
     with pytest.raises(TypeError, match="`product` must be callable, got 3"):
         gradtest.vjp(3)
+
+
+@pytest.mark.parametrize("out_axes", [0, 1])
+@pytest.mark.parametrize("shape", [(4, 4), (4, 6)])
+def test_batch_axes_of_results_are_those_that_jax_chose(out_axes, shape):
+    @jax.custom_vjp
+    def hard(x):
+        return jax.nn.one_hot(jnp.argmax(x), x.shape[0])
+
+    hard.defvjp(lambda x: (hard(x), x), lambda x, g: jax.vjp(jax.nn.softmax, x)[1](g))
+
+    def fn(x):
+        rows = jax.vmap(hard, in_axes=1, out_axes=out_axes)(x)
+        return rows * jnp.arange(rows.size).reshape(rows.shape)
+
+    x = jax.random.normal(jax.random.key(0), shape)
+    declared = {hard: jax.nn.softmax}
+    gradtest.assert_autodiff_matches(fn, x, expect_differs=declared)
+    gradtest.assert_custom_rules_match(fn, x, expect_differs=declared)
+
+
+def test_a_product_shared_by_a_batch_sums_its_cotangents():
+    @jax.custom_vjp
+    def scaled(x, w):
+        return x * w
+
+    scaled.defvjp(
+        lambda x, w: (scaled(x, w), (x, w)),
+        lambda res, g: (jnp.clip(g, -0.2, 0.2), g * res[0]),
+    )
+    product = gradtest.vjp(lambda p, g: (jnp.clip(g, -0.2, 0.2), g * p[0]))
+
+    def fn(x, w):
+        return jnp.sin(jax.vmap(scaled, in_axes=(1, None), out_axes=1)(x, w))
+
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    gradtest.assert_autodiff_matches(
+        fn, x, jnp.arange(1.0, 6.0), expect_differs={scaled: product}
+    )

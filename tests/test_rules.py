@@ -221,8 +221,11 @@ def test_only_leaves_the_other_rules_out():
 def test_an_only_that_names_no_rule_is_an_error_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"`only` names 'squid'.*it calls square\."):
         gradtest.assert_custom_rules_match(square, X, only="squid")
-    with pytest.raises(TypeError, match=r"`only` must name rules.*got 3"):
-        gradtest.assert_custom_rules_match(square, X, only=[3])
+    for only in ([3], 3):
+        with pytest.raises(TypeError, match=r"`only` must name rules.*got 3"):
+            gradtest.assert_custom_rules_match(square, X, only=only)
+    with pytest.raises(ValueError, match="`only` is empty"):
+        gradtest.assert_custom_rules_match(square, X, only=[])
 
 
 @pytest.mark.core
@@ -377,3 +380,66 @@ def test_integer_results_of_fwd_are_compared_too():
     )
     with pytest.raises(gradtest.GradientMismatch, match=r"another value.*result\[1\]"):
         gradtest.assert_custom_rules_match(top, X)
+
+
+@pytest.mark.core
+def test_auxiliary_results_of_the_function_are_left_aside():
+    def fn(x):
+        return square(x).sum(), {"x": x}
+
+    report = gradtest.assert_custom_rules_match(fn, X, has_aux=True)
+    assert [rule.name for rule in report.rules] == ["square"]
+
+
+@pytest.mark.core
+def test_a_batching_that_is_wrong_for_cotangents_alone_is_seen():
+    @jax.custom_batching.custom_vmap
+    def product(g, y):
+        return g * y
+
+    @product.def_vmap
+    def _(size, is_batched, g, y):
+        return g * (y if is_batched[1] else 1.01 * y), True
+
+    @jax.custom_vjp
+    def wave(x):
+        return jnp.sin(x)
+
+    wave.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (product(g, jnp.cos(x)),))
+    with pytest.raises(gradtest.GradientMismatch, match="over cotangents alone"):
+        gradtest.assert_custom_rules_match(wave, X)
+
+
+@pytest.mark.core
+def test_what_changes_from_trace_to_trace_is_told_and_not_the_numbers_it_gives():
+    calls = []
+
+    @jax.custom_vjp
+    def grown(x):
+        return jnp.sin(x)
+
+    def backward(x, g):
+        calls.append(1)
+        return (g * jnp.cos(x) * len(calls),)
+
+    grown.defvjp(lambda x: (jnp.sin(x), x), backward)
+    with pytest.raises(gradtest.GradientMismatch, match="traced a second time"):
+        gradtest.assert_custom_rules_match(grown, X)
+
+
+@pytest.mark.core
+def test_a_tangent_that_cannot_be_pulled_back_is_named():
+    @jax.custom_jvp
+    def squared(x):
+        return x**2
+
+    squared.defjvps(lambda t, value, x: jnp.where(t > 0, 2 * x * t, 2 * x * t))
+    with pytest.raises(gradtest.GradientMismatch, match="can't pull its tangent back"):
+        gradtest.assert_custom_rules_match(squared, X)
+
+
+@pytest.mark.core
+def test_a_guard_against_transfers_is_no_fault_of_the_rule():
+    with jax.transfer_guard("disallow"):
+        gradtest.assert_custom_rules_match(square, X)
+        assert gradtest.check(square, X).verdict is gradtest.Verdict.PASS

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from gradtest._src.audit import ProgramAudit
 from gradtest._src.check import (
     DEFAULT_RTOL,
@@ -271,4 +273,5 @@ def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
                 f"{', '.join(known)}."
             )
     chosen = Options(**options)
-    return Check(fn, args, autodiff_claims(chosen), chosen).report("check")
+    with jax.transfer_guard("allow"):
+        return Check(fn, args, autodiff_claims(chosen), chosen).report("check")

@@ -15,7 +15,7 @@ from gradtest._src.execution import SlipError
 from gradtest._src.findings import Cause, Finding, Gap, Report, Rule, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, read_inputs
 from gradtest._src.lifting import widen
-from gradtest._src.malformed import malformed
+from gradtest._src.malformed import malformed, not_transposable
 from gradtest._src.program import Program, trace_program
 from gradtest._src.reruns import discrete, eager, passed, repeated
 from gradtest._src.rule_call import RuleCall, TracedAnew
@@ -52,6 +52,11 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
         audit.notes.append(
             f"{label}: the derivative never goes through it: {use.why_not_invoked()}"
         )
+    if jaxprs.closed_over(use.call.eqn):
+        audit.notes.append(
+            f"{label}: it closes over a traced value, which JAX loses under jit or in "
+            "a loop; better make that an argument of the rule"
+        )
     why = use.trouble or _why_not_alone(use)
     if why:
         audit.unchecked.append(f"{label}: {why}")
@@ -68,14 +73,24 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
         audit.unchecked.append(f"{label}: {error}")
         return audit
     except Exception as error:  # whatever a malformed rule makes JAX raise
-        audit.findings.append(_structure(use, malformed(error)))
+        audit.findings.append(_structure(use, _why_malformed(use, options, error)))
         return audit
     findings = _run(rule_check)
+    is_open = worst(f.verdict for f in findings) is Verdict.INCONCLUSIVE
+    if is_open and not use.is_invoked:
+        # In vain: nothing depends on it, also not in a branch that is not taken.
+        audit.unchecked.append(f"{label}: {_why_open(findings)}")
+        return audit
     audit.findings = [dataclasses.replace(f, rule=use.rule) for f in findings]
     audit.unchecked += [f"{label}: {line}" for line in rule_check.unchecked]
     audit.precision += [f"{label}: {line}" for line in rule_check.precision()]
     audit.hint = _hint(rule_check, findings)
     return audit
+
+
+def _why_open(findings: list[Finding]) -> str:
+    causes = [f.cause for f in findings if f.verdict is Verdict.INCONCLUSIVE]
+    return next((cause.says for cause in causes if cause), "nothing to conclude")
 
 
 def _why_not_alone(use: RuleUse) -> str:
@@ -93,15 +108,18 @@ def _run(rule_check: RuleCheck) -> list[Finding]:
     with np.errstate(all="ignore"):
         findings = rule_check.findings()
         case = rule_check.case
-        right = worst(f.verdict for f in findings) is Verdict.PASS
-        if not right or case is None:
+        if case is None:
             return findings
+        points, renew = rule_check.points(), rule_check.function.renew
+        if worst(f.verdict for f in findings) is not Verdict.PASS:
+            again, _ = judge_ways(case, points[:1], renew, only="repeat")
+            changes = [f for f in again if f.verdict is Verdict.FAIL]
+            return changes or findings  # of what changes, no number means a thing
         findings += [passed(case, check) for check in _SILENT_CHECKS]
-        function = rule_check.function
-        agreeing, unsupported = judge_ways(case, rule_check.points(), function.renew)
+        agreeing, unsupported = judge_ways(case, points, renew)
         findings += [*agreeing, repeated(case)]
         if not case.program.closed_over:  # those values are known to a trace alone
-            findings += [*eager(case, findings), *discrete(case, function)]
+            findings += [*eager(case, findings), *discrete(case, rule_check.function)]
     rule_check.unchecked += unsupported
     return findings
 
@@ -132,6 +150,17 @@ def _stands_in(case: Case) -> str:
     if np.array_equal(claimed[0], seed[0]):
         return "lambda x: x"
     return "lambda x: -x" if np.array_equal(claimed[0], -seed[0]) else ""
+
+
+def _why_malformed(use: RuleUse, options: Options, error: Exception) -> Cause:
+    if use.rule.kind == "custom_jvp":
+        forward = dataclasses.replace(options, modes=("fwd",), order=1)
+        try:
+            RuleCheck(use, forward, None)
+        except Exception:  # it has no forward mode either
+            return malformed(error)
+        return not_transposable(error)
+    return malformed(error)
 
 
 _CLOSES_OVER_MOVING = Cause(
@@ -199,7 +228,9 @@ class ProgramAudit:
         for trial in range(self.options.trials):
             for use, anew in self._uses(trial):
                 found.append(use.rule)
-                options = dataclasses.replace(self.options, exclude=(), variant=None)
+                options = dataclasses.replace(
+                    self.options, exclude=(), variant=None, has_aux=False
+                )
                 audits.append(audit_rule(use, options, anew))
         return self._report(assertion, audits, tuple(dict.fromkeys(found)))
 

@@ -31,7 +31,7 @@ _MOST_BITS = 10
 # How much of the rounding noise seen once is allowed.
 _NOISE_FACTOR = 64
 # The same, where every operation was made to round otherwise.
-_JITTER_FACTOR = 8
+_JITTERS, _JITTER_FACTOR = 4, 8
 
 
 class Case:
@@ -202,8 +202,10 @@ class Case:
         return _NOISE_FACTOR * noise
 
     @functools.cached_property
-    def _jittered(self) -> tuple[Values, Values | None]:
-        return self.bench.read_jittered(self.point)
+    def _jittered(self) -> list[tuple[Values, Values | None]]:
+        generator = seeding.generator(self.key, "jitter", self.trial)
+        shifts = _FLOAT64_EPS * generator.choice([-1.0, 1.0], (_JITTERS, 64))
+        return [self.bench.read_jittered(self.point, row) for row in shifts]
 
     def evaluation_noise(self, leaf: int) -> float:
         """Returns how far the rounding inside moves claim and exact derivative: a norm.
@@ -211,11 +213,13 @@ class Case:
         At a neighbouring point the same sums may round alike; here every operation of
         both is off by a unit in the last place.
         """
-        readings, (claimed, exact) = self.readings, self._jittered
-        noise = norm(readings.claimed[leaf] - claimed[leaf])
-        if readings.exact is not None and exact is not None:
-            noise += norm(readings.exact[leaf] - exact[leaf])
-        return _JITTER_FACTOR * noise if np.isfinite(noise) else 0.0
+        here, most = self.readings, 0.0
+        for claimed, exact in self._jittered:
+            noise = norm(here.claimed[leaf] - claimed[leaf])
+            if here.exact is not None and exact is not None:
+                noise += norm(here.exact[leaf] - exact[leaf])
+            most = max(most, noise if np.isfinite(noise) else 0.0)
+        return _JITTER_FACTOR * most
 
     def perturbed(self, eps: float, purpose: str) -> Case:
         """Returns this case at a point off by this relative amount, at random."""

@@ -92,7 +92,7 @@ def forward_claim(
     claim = _trace_claim("fwd", program, point, call, seed, variant)
     if jaxprs.NO_FORWARD_RULE in jaxprs.primitives(claim.jaxpr):
         raise TypeError("a custom_vjp function has no forward-mode derivative")
-    return claim
+    return dataclasses.replace(claim, seed_name="tangent")
 
 
 def _trace_claim(

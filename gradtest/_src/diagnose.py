@@ -63,6 +63,12 @@ FAINT = Cause(
     "is no rule-free derivative to ask",
     "check the part of the function that depends on this leaf by itself",
 )
+OFF_BRANCH = Cause(
+    "off the branch",
+    "the function has a branch for this one point, with its value and without its "
+    "derivative: there is no second derivative to compare with",
+    "move the point off the value that the function treats apart, as in `where(x == 0`",
+)
 IMPURE = Cause(
     "impure function",
     "the function gives other results each time it is traced: it draws or reads "

@@ -36,9 +36,12 @@ class SlipError(TypeError):
 
 @contextlib.contextmanager
 def user_code() -> Iterator[None]:
-    """Settings for tracing the user's functions: theirs, but with staging allowed."""
+    """Settings for tracing the user's functions: theirs, but with staging allowed.
+
+    Arguments are handed over as they came, which may move them to a device.
+    """
     slip = None
-    with jax.disable_jit(False):
+    with jax.disable_jit(False), jax.transfer_guard("allow"):
         try:
             yield
         except SlipError as error:

@@ -42,9 +42,8 @@ def linearity_findings(case: Case, *, is_wrong: bool) -> list[Finding]:
     the reason. A hand-written product need not be linear.
     """
     claim, claimed = case.claim, case.readings.claimed
-    asked = not claim.is_autodiff or (
-        claim.mode == "rev" and (is_wrong or case.program.is_scalar)
-    )
+    is_scalar = claim.mode == "rev" and case.program.is_scalar
+    asked = not claim.is_autodiff or is_wrong or is_scalar
     if case.readings.plain is not None:
         return []  # a declared product, such as a clipping, need not be linear
     if not (asked and claim.by_hand) or value_trouble(case):
@@ -68,7 +67,7 @@ _Probe = tuple[Values, Values, diagnose.Cause]
 def _scaled(case: Case) -> _Probe:
     seed = [_COTANGENT * widen(value) for value in case.seed]
     wanted = [_COTANGENT * c for c in case.readings.claimed]
-    if case.claim.is_autodiff:
+    if case.claim.is_autodiff and case.claim.mode == "rev":
         return _claimed(case, seed), wanted, diagnose.not_linear(_COTANGENT)
     cause = _not_linear(
         case,

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +19,7 @@ from gradtest._src.findings import Cause, Finding, Gap, Verdict
 from gradtest._src.gaps import LeafGap, leaf_gap
 from gradtest._src.hand_written import hand_written_findings
 from gradtest._src.inputs import Inputs, Point
-from gradtest._src.lifting import Evaluator, widen
+from gradtest._src.lifting import Evaluator, is_inexact, widen
 from gradtest._src.matching import match_results
 from gradtest._src.primal import solver_findings, value_trouble
 from gradtest._src.program import Program, Values, trace_program
@@ -130,6 +131,15 @@ class AgreementCheck(Check):
 
             self._primal = execution.lifted(values, arguments)
         return execution.to_host(self._primal(*arguments))
+
+    def _not_compared(self) -> list[str]:
+        results, _ = jax.tree_util.tree_flatten_with_path(self._programs[0].result)
+        return [
+            f"result{jax.tree_util.keystr(path)}: {leaf.dtype} has no gradient, and "
+            "depends on each implementation's rounding"
+            for path, leaf in results
+            if not is_inexact(leaf.dtype)
+        ]
 
     def _notes(self) -> list[str]:
         traced = self._programs[0]

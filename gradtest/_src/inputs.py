@@ -169,11 +169,22 @@ def read_inputs(
         if leaf.role is Role.MOVES and not checked:
             leaf = dataclasses.replace(leaf, role=Role.HELD)
         leaves.append(leaf)
+    if _is_tracing():
+        raise TypeError(
+            "the assertion was called while JAX traces a function: call it outside of "
+            "jit, grad, vmap and pmap, and hand the variant over as `variant=`."
+        )
     excluded.raise_on_unused(leaves)
     moving = {leaf.argument for leaf in leaves if leaf.role is Role.MOVES}
     _check_moving(leaves, wanted, moving, argnums, excluded.covered)
     used = wanted if argnums is not None else tuple(sorted(moving))
     return Inputs(tuple(leaves), treedef, tuple(names), used, tuple(excluded.covered))
+
+
+def _is_tracing() -> bool:
+    """Whether JAX traces a function now: then constants are traced values too."""
+    with jax.transfer_guard("allow"):
+        return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def _is_drawn(value: Any) -> bool:

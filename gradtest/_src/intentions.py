@@ -165,9 +165,9 @@ class _Flat:
         if self.tree is None or self.tree.num_leaves != count:
             self.tree = jax.tree_util.tree_structure((0,) * count)
         self.batches = [
-            dims[-count:]
-            for dims in layout.batches
-            if any(dim is not None for dim in dims[-count:])
+            (batch.operands[-count:], batch.results)
+            for batch in layout.batches
+            if any(dim is not None for dim in batch.operands[-count:])
         ]
         self.out_avals = jaxprs.result_types(eqn)
 
@@ -178,8 +178,8 @@ class _Flat:
             returned = self.alternative(*jax.tree_util.tree_unflatten(self.tree, flat))
             return jax.tree_util.tree_leaves(returned)
 
-        for dims in reversed(self.batches):
-            call = jax.vmap(call, in_axes=dims, out_axes=_common(dims))
+        for dims, out_dims in reversed(self.batches):
+            call = jax.vmap(call, in_axes=dims, out_axes=list(out_dims) or 0)
         results = call(*operands[self.first :])
         found = [jnp.shape(result) for result in results]
         wanted = [aval.shape for aval in self.out_avals]
@@ -198,8 +198,8 @@ class _Flat:
         count = len(self.eqn.invars)
         operands, cotangents = values[self.first : count], values[count:]
         call = self._pull
-        for dims in reversed(self.batches):
-            call = _batched(call, dims, len(cotangents))
+        for dims, out_dims in reversed(self.batches):
+            call = _batched(call, dims, out_dims or (0,) * len(cotangents))
         pulled = call(*operands, *cotangents)
         consts = [jnp.zeros(jnp.shape(value)) for value in values[: self.first]]
         return [*consts, *pulled]
@@ -250,18 +250,13 @@ def _shaped(cotangent: Any, primal: Any, name: str) -> Any:
     return jnp.asarray(cotangent)
 
 
-def _common(dims: Sequence[int | None]) -> int:
-    """Returns the batch axis that all batched operands have, or the first."""
-    axes = {dim for dim in dims if dim is not None}
-    return axes.pop() if len(axes) == 1 else 0
-
-
 def _batched(
-    call: Callable[..., list[Any]], dims: Sequence[int | None], results: int
+    call: Callable[..., list[Any]],
+    dims: Sequence[int | None],
+    out_dims: Sequence[int | None],
 ) -> Callable[..., list[Any]]:
     """Maps a product over one batch axis; what is not batched sums its cotangents."""
-    axes = (*dims, *[_common(dims)] * results)
-    mapped = jax.vmap(call, in_axes=axes)
+    mapped = jax.vmap(call, in_axes=(*dims, *out_dims))
 
     def pull(*values: Any) -> list[Any]:
         return [

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
+import jax
+
 from gradtest._src import seeding, variants
 from gradtest._src.check import Options
 from gradtest._src.findings import Report, Verdict
@@ -70,7 +72,8 @@ def settled(
         subject = getattr(fn, "__name__", type(fn).__name__)
         key = seeding.describe(options.key)
         return Report(name, subject, Verdict.NOT_CHECKED, key=key)
-    report = make_check(options).report(name)
+    with jax.transfer_guard("allow"):  # what a check moves is its own affair
+        report = make_check(options).report(name)
     return settle(name, report, chosen.inconclusive, chosen.messages)
 
 

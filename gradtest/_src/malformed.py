@@ -60,7 +60,7 @@ def malformed(error: Exception) -> Cause:
     """Names what is wrong with a rule whose derivative can't even be traced."""
     text = str(error).strip()
     kind = type(error).__name__
-    says = f"{kind}: {_sentence(text)}{_where(error)}"
+    says = (f"{kind}: {_sentence(text)}" if text else kind) + _where(error)
     for pattern, name, remedy in _SLIPS:
         if re.search(pattern, f"{kind} {text}", re.DOTALL):
             return Cause(name, says, remedy)
@@ -68,6 +68,17 @@ def malformed(error: Exception) -> Cause:
         "raises",
         f"differentiating it raises {says}",
         "mend what raises: the rule must accept traced values of these shapes",
+    )
+
+
+def not_transposable(error: Exception) -> Cause:
+    """Names a rule whose tangent exists, but can't be pulled back."""
+    return Cause(
+        "can't be transposed",
+        "it has a forward mode, but JAX can't pull its tangent back "
+        f"({type(error).__name__})",
+        "return a tangent that is linear in the tangents: products with them and sums, "
+        "but no where, abs or maximum of them",
     )
 
 

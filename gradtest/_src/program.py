@@ -80,6 +80,7 @@ class Program:
             (
                 place,
                 self.declared[id(eqn)].is_product,
+                self.declared[id(eqn)].is_once,
                 structure_key(self.declared[id(eqn)].program),
                 # Compiled in, so another array is another program.
                 tuple(map(id, jaxprs.nested_consts(self.declared[id(eqn)].program))),
@@ -110,6 +111,19 @@ class Program:
     def held(self, point: Point) -> tuple[Any, ...]:
         """Returns everything that stays as it is at this point."""
         return point.held + self.extra
+
+    def declared_once(self) -> Program:
+        """Returns the program with stand-ins for the first derivative alone."""
+        declared = {
+            key: dataclasses.replace(stand_in, is_once=True)
+            for key, stand_in in self.declared.items()
+        }
+        return dataclasses.replace(
+            self,
+            mathematics=_evaluating(self.jaxpr, declared),
+            declared=declared,
+            as_functions=None,
+        )
 
     def gradient(self, cotangents: Sequence[Any]) -> Program:
         """Returns the gradient along `cotangents` as a program: one order higher."""

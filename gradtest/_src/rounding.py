@@ -109,8 +109,6 @@ def _read(
     is_widest = case.working_eps <= float(np.finfo(np.float64).eps)
     if is_widest and not jaxprs.narrows(case.claim.jaxpr):
         return None  # it is what the lifted claim is: nothing to compare with
-    if is_widest and rounding_rtol is None:
-        rounding_rtol = case.rtol
     lifted = case.readings.claimed
     values, worked = case.bench.read_working(case.point, lifted)
     for output, value in zip(case.program.outputs, values or [], strict=False):
@@ -190,13 +188,15 @@ def _losses_of_operands(case: Case) -> list[float]:
     """Returns how far the exact derivative moves where operands are off by an ulp.
 
     A claim that is right for operands so near can't be asked for more: they were
-    rounded themselves.
+    rounded themselves. Half-precision operands are off by float32's, in which what is
+    ill-conditioned can be computed: the rule-free derivative shows what becomes of it.
     """
     here = case.readings.exact
     assert here is not None
+    spacing = min(case.working_eps, float(np.finfo(np.float32).eps))
     most = [0.0] * len(here)
     for k in range(_SHAKES):
-        there = case.perturbed(case.working_eps, f"shaken {k}").readings.exact
+        there = case.perturbed(spacing, f"shaken {k}").readings.exact
         moved = [norm(a - b) for a, b in zip(there or here, here, strict=True)]
         most = [
             max(m, n if np.isfinite(n) else 0.0)

@@ -19,7 +19,7 @@ from gradtest._src.rules import RuleUse
 class RuleCheck(Check):
     """The check of one rule as a function of its own operands."""
 
-    def __init__(self, use: RuleUse, options: Options, anew: TracedAnew):
+    def __init__(self, use: RuleUse, options: Options, anew: TracedAnew | None):
         self.use = use
         self.case: Case | None = None
         self.unchecked: list[str] = []
@@ -62,7 +62,7 @@ class RuleCheck(Check):
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
         if inputs is not self.inputs:  # traced anew, in float64
-            call = self._anew.in_float64(self.use)
+            call = None if self._anew is None else self._anew.in_float64(self.use)
             if call is None:
                 raise NotImplementedError("the call is not there in float64")
             self.function.call = call

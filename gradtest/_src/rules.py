@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -126,7 +126,10 @@ def _spread(items: Sequence[Any]) -> list[Any]:
 def _wanted(groups: list[list[Call]], only: Any) -> list[list[Call]]:
     if only is None:
         return groups
-    patterns = (only,) if isinstance(only, str) or callable(only) else tuple(only)
+    alone = isinstance(only, str) or callable(only) or not isinstance(only, Iterable)
+    patterns = (only,) if alone else tuple(only)
+    if not patterns:
+        raise ValueError("`only` is empty: name at least one rule, or leave it out.")
     for pattern in patterns:
         if not isinstance(pattern, str) and not callable(pattern):
             raise TypeError(

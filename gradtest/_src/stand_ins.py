@@ -26,10 +26,14 @@ class StandIn:
       program: Takes the call's operands and returns results like the call's; or, for
         a product, takes operands and cotangents and returns the operands' cotangents.
       is_product: Whether it is a vector-Jacobian product, of no function.
+      is_once: Whether it stands in for the first derivative alone: where that is
+        differentiated again, values are those of the rule's function. So it is where
+        fwd computes the function itself, and does not call the rule.
     """
 
     program: Jaxpr
     is_product: bool
+    is_once: bool = False
 
 
 @handles(*jaxprs.CUSTOM_RULES)
@@ -39,7 +43,53 @@ def _enter_rule(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
         return run(jaxprs.rule_free_program(eqn), operands)
     if stand_in.is_product:
         return _with_product(run, eqn, operands, stand_in)
+    if stand_in.is_once:
+        return _with_slope_once(run, eqn, operands, stand_in)
     return _with_slope_of(run, eqn, operands, stand_in)
+
+
+def _with_slope_once(
+    run: Evaluator, eqn: Eqn, operands: list[Any], stand_in: StandIn
+) -> Sequence[Any]:
+    """Returns the values of a rule's function; the first derivative is the stand-in's.
+
+    For second derivatives: differences are then taken of the gradient, not of values.
+    """
+    plain = run.fork(stops=None)
+    moving = _Moving(eqn, operands)
+
+    def values(*at: Any) -> list[Any]:
+        return plain(jaxprs.rule_free_program(eqn), moving.whole(at))
+
+    def jvp(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        def stand(*at: Any) -> list[Any]:
+            return plain(stand_in.program, moving.whole(at))
+
+        return values(*primals), jax.jvp(stand, primals, tangents)[1]
+
+    function = jax.custom_jvp(values)
+    function.defjvp(jvp)
+    return function(*moving.values)
+
+
+class _Moving:
+    """The floating operands of an equation, apart from the others."""
+
+    def __init__(self, eqn: Eqn, operands: list[Any]):
+        self._operands = operands
+        self.places = [
+            i
+            for i, atom in enumerate(eqn.invars)
+            if is_inexact(getattr(atom.aval, "dtype", None))
+        ]
+        self.values = [operands[place] for place in self.places]
+
+    def whole(self, moving: Sequence[Any]) -> list[Any]:
+        """Returns all operands, these in place of the floating ones."""
+        values = list(self._operands)
+        for place, value in zip(self.places, moving, strict=True):
+            values[place] = value
+        return values
 
 
 def _with_slope_of(
@@ -71,33 +121,24 @@ def _with_product(
 
     Differences can't follow a product: where a point is moved, the function counts.
     """
-    if run.stops is not None:
+    if run.stops is not None and not stand_in.is_once:
         as_function = run(jaxprs.rule_free_program(eqn), operands)
         if isinstance(run.stops, Replayer):
             return as_function  # otherwise run for what it stops
     plain = run.fork(stops=None)
-    places = [
-        i
-        for i, atom in enumerate(eqn.invars)
-        if is_inexact(getattr(atom.aval, "dtype", None))
-    ]
+    moving = _Moving(eqn, operands)
 
-    def whole(moving: Sequence[Any]) -> list[Any]:
-        values = list(operands)
-        for place, value in zip(places, moving, strict=True):
-            values[place] = value
-        return values
+    def values(*at: Any) -> list[Any]:
+        return plain(jaxprs.rule_free_program(eqn), moving.whole(at))
 
-    @jax.custom_vjp
-    def function(*moving: Any) -> list[Any]:
-        return plain(jaxprs.rule_free_program(eqn), whole(moving))
+    function = jax.custom_vjp(values)
 
-    def forward(*moving: Any) -> tuple[list[Any], Any]:
-        return function(*moving), moving
+    def forward(*at: Any) -> tuple[list[Any], Any]:
+        return (values(*at) if stand_in.is_once else function(*at)), at
 
-    def backward(moving: Any, cotangents: list[Any]) -> tuple[Any, ...]:
-        pulled = plain(stand_in.program, [*whole(moving), *cotangents])
-        return tuple(pulled[place] for place in places)
+    def backward(at: Any, cotangents: list[Any]) -> tuple[Any, ...]:
+        pulled = plain(stand_in.program, [*moving.whole(at), *cotangents])
+        return tuple(pulled[place] for place in moving.places)
 
     function.defvjp(forward, backward)
-    return function(*[operands[place] for place in places])
+    return function(*moving.values)

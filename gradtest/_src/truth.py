@@ -251,13 +251,19 @@ class Bench:
             found = _farthest(found, reference)
         return (values if self.claim.has_value else None), found
 
-    def read_jittered(self, point: Point) -> tuple[Values, Values | None]:
-        """Returns claim and exact derivative in float64, every operation off by an ulp.
+    def read_jittered(
+        self, point: Point, shifts: np.ndarray
+    ) -> tuple[Values, Values | None]:
+        """Returns claim and exact derivative in float64, every operation a bit off.
 
         How far they move is what rounding may have done to them.
+
+        Args:
+          point: The point.
+          shifts: Relative amounts that the operations' results are off by, in turn.
         """
         at = self._arguments(point)
-        arguments = [at.moving, at.held, at.seed, at.consts]
+        arguments = [at.moving, at.held, at.seed, at.consts, shifts]
         program, claim = self.program, self.claim
 
         def lower() -> execution.Compiled:
@@ -265,11 +271,13 @@ class Bench:
             solver_only = frozenset(dataflow.solver_only_stops(program.jaxpr))
             has_exact = not self.why_no_exact
 
-            def function(moving: Any, held: Any, seed: Any, consts: Any) -> Any:
+            def function(
+                moving: Any, held: Any, seed: Any, consts: Any, shifts: Any
+            ) -> Any:
                 run = Evaluator(
                     hoisted=dict(zip(map(id, constants), consts, strict=True)),
                     solver_only=solver_only,
-                    jitter=Jitter(),
+                    jitter=Jitter(shifts),
                 )
                 claimed = run(claim.jaxpr, [*moving, *held, *seed])
                 if not has_exact:

@@ -30,6 +30,8 @@ _EXAMPLES = 3
 _FLOOR = 1e-12
 # So many leaves or outputs are tried alone.
 _MOST_ALONE = 8
+# So many leaves are batched alone: each compiles the rule four times.
+_MOST_BATCHED = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,11 @@ class Way:
 
 
 def judge_ways(
-    case: Case, points: Sequence[Point], renew: Callable[[], None]
+    case: Case,
+    points: Sequence[Point],
+    renew: Callable[[], None],
+    *,
+    only: str | None = None,
 ) -> tuple[list[Finding], list[str]]:
     """Compares every way to run a rule with its own derivative.
 
@@ -91,6 +97,7 @@ def judge_ways(
       case: The rule as a program, its reverse-mode claim already judged.
       points: Values that reach the rule, the case's own first.
       renew: Prepares the rule for being differentiated in another way.
+      only: The one check that is wanted; None for all.
 
     Returns:
       One finding for each check, and the ways that JAX does not offer here.
@@ -98,9 +105,10 @@ def judge_ways(
     if case.program.closed_over:
         points = points[:1]  # what the rule closes over has its values there
     examples = _examples(case, points)
-    ways, findings, unsupported = _trace_ways(case, examples, renew)
+    ways, findings, unsupported = _trace_ways(case, examples, renew, only)
     raised = {finding.check for finding in findings}
-    findings += [f for f in _compare(case, examples, ways) if f.check not in raised]
+    compared = _compare(case, examples, ways, only)
+    findings += [finding for finding in compared if finding.check not in raised]
     return findings, unsupported
 
 
@@ -135,13 +143,15 @@ def _stack(rows: list[list[Any]]) -> list[Any]:
 
 
 def _trace_ways(
-    case: Case, examples: Examples, renew: Callable[[], None]
+    case: Case, examples: Examples, renew: Callable[[], None], only: str | None
 ) -> tuple[list[Way], list[Finding], list[str]]:
     ways: list[Way] = []
     findings: list[Finding] = []
     unsupported: list[str] = []
     arguments = (examples.moving, examples.held, examples.seed)
     for check, says, make, wanted in _WAYS:
+        if only not in (None, check):
+            continue
         if make is _linearized and case.bench.forward is None:
             continue
         try:
@@ -167,6 +177,18 @@ def _several(
         some = range(len(names) if 1 < len(names) <= _MOST_ALONE else 0)
         return [
             ((*values, names[i]), _alone(case, i), _wanted_leaf(case, i)) for i in some
+        ]
+    if make is _over_cotangents:
+        return [(names, _over_cotangents(case), _wanted_cotangents(case))]
+    if make is _batch_of_one_leaf:
+        some = range(len(names) if 1 < len(names) <= _MOST_BATCHED else 0)
+        return [
+            (
+                (*values, *names),
+                _batch_of_one_leaf(case, i),
+                _wanted_batch_of_leaf(case, i),
+            )
+            for i in some
         ]
     if make is _one_output:
         some = range(len(values) if 1 < len(values) <= _MOST_ALONE else 0)
@@ -233,6 +255,33 @@ def _batched_gradient(case: Case) -> Any:
     return jax.vmap(one)
 
 
+def _over_cotangents(case: Case) -> Any:
+    """Maps over cotangents at one point, as `jax.jacrev` does."""
+
+    def way(moving: Any, held: Any, seed: Any) -> Values:
+        xs, hs, _ = Examples(moving, held, seed).one(0)
+        _, pull = jax.vjp(_call_at(case, hs), *xs)
+        return list(jax.vmap(lambda s: pull(list(s)))(seed))
+
+    return way
+
+
+def _batch_of_one_leaf(case: Case, leaf: int) -> Any:
+    """Maps over one leaf, the others shared by all examples."""
+
+    def way(moving: Any, held: Any, seed: Any) -> Values:
+        xs, hs, _ = Examples(moving, held, seed).one(0)
+        xs[leaf] = moving[leaf]
+        axes = [0 if i == leaf else None for i in range(len(xs))]
+
+        def batch(*ys: Any) -> Values:
+            return jax.vmap(_call_at(case, hs), in_axes=tuple(axes))(*ys)
+
+        return _pull(batch, xs, seed)
+
+    return way
+
+
 def _in_scan(case: Case) -> Any:
     def way(moving: Any, held: Any, seed: Any) -> Values:
         def loop(*xs: Any) -> Values:
@@ -289,6 +338,37 @@ def _wanted_batch(size: int) -> Wanted:
     return wanted
 
 
+def _wanted_cotangents(case: Case) -> Wanted:
+    count = len(case.program.outputs)
+
+    def wanted(claimed: Claimed, examples: Examples) -> Values:
+        xs, held, _ = examples.one(0)
+        seeds = [examples.one(k)[2] for k in range(_EXAMPLES)]
+        each = [claimed(xs, held, seed)[count:] for seed in seeds]
+        return [jnp.stack(values) for values in zip(*each, strict=True)]
+
+    return wanted
+
+
+def _wanted_batch_of_leaf(case: Case, leaf: int) -> Wanted:
+    count = len(case.program.outputs)
+
+    def wanted(claimed: Claimed, examples: Examples) -> Values:
+        xs, held, _ = examples.one(0)
+        each = []
+        for k in range(_EXAMPLES):
+            there, _, seed = examples.one(k)
+            each.append(claimed([*xs[:leaf], there[leaf], *xs[leaf + 1 :]], held, seed))
+        stacked = [jnp.stack(values) for values in zip(*each, strict=True)]
+        # What all examples share, all add to.
+        return [
+            value if i < count or i == count + leaf else value.sum(axis=0)
+            for i, value in enumerate(stacked)
+        ]
+
+    return wanted
+
+
 def _wanted_leaf(case: Case, leaf: int) -> Wanted:
     count = len(case.program.outputs)
 
@@ -319,6 +399,8 @@ _WAYS: tuple[tuple[str, str, Any, Any], ...] = (
     ("vmap", "under jax.vmap over one example", _batch_of(1), _wanted_batch(1)),
     ("vmap", "under jax.vmap over three examples", _batch_of(3), _wanted_batch(3)),
     ("vmap", "as jax.vmap of its gradient", _batched_gradient, _wanted_batch(3)),
+    ("vmap", "under jax.vmap over cotangents alone", _over_cotangents, None),
+    ("vmap", "under jax.vmap over one argument alone", _batch_of_one_leaf, None),
     ("scan", "inside of jax.lax.scan", _in_scan, _wanted_batch(3)),
     ("symbolic zeros", "where this argument alone is differentiated", _alone, None),
     ("symbolic zeros", "where one result alone is used", _one_output, None),
@@ -348,14 +430,16 @@ def _linear(pulled: Claimed, examples: Examples) -> list[tuple[Values, Values]]:
 # --- the comparison -----------------------------------------------------------------
 
 
-def _compare(case: Case, examples: Examples, ways: list[Way]) -> list[Finding]:
+def _compare(
+    case: Case, examples: Examples, ways: list[Way], only: str | None
+) -> list[Finding]:
     count, claim = len(case.leaves), case.claim.jaxpr
     known = {
         tracer: widen(value)
         for tracer, value in case.program.closed_over_values(case.point).items()
     }
     # A declared product, such as a clipping, need not be linear.
-    is_linear = case.program.as_functions is None
+    is_linear = case.program.as_functions is None and only is None
 
     def both(moving: Any, held: Any, seed: Any) -> Any:
         run, at = Evaluator(hoisted=known), Examples(moving, held, seed)

@@ -60,6 +60,7 @@ from gradtest._src.jaxprs.programs import solver_const_slots as solver_const_slo
 from gradtest._src.jaxprs.programs import subprograms as subprograms
 from gradtest._src.jaxprs.programs import vma as vma
 from gradtest._src.jaxprs.programs import walk as walk
+from gradtest._src.jaxprs.sources import Batch as Batch
 from gradtest._src.jaxprs.sources import RuleLayout as RuleLayout
 from gradtest._src.jaxprs.sources import RuleSource as RuleSource
 from gradtest._src.jaxprs.sources import closed_over as closed_over

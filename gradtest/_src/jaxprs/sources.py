@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from gradtest._src.jaxprs.programs import (
     HIGH_PRIMITIVE,
@@ -218,35 +219,83 @@ def closed_over(eqn: Eqn) -> dict[int, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Batch:
+    """The batch axes of one `vmap`; None where there is none.
+
+    Attributes:
+      operands: Those of the operands.
+      results: Those of the results; empty where JAX does not tell.
+    """
+
+    operands: tuple[int | None, ...]
+    results: tuple[int | None, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class RuleLayout:
     """How the flat operands of a rule's call make up its author's arguments.
 
     Attributes:
       tree: Structure of the tuple of arguments; None where it is not known.
-      batches: For each `vmap` around the call, outermost first, the operands' batch
-        axes (None for those without one).
+      batches: Each `vmap` around the call, outermost first.
     """
 
     tree: Any
-    batches: tuple[tuple[int | None, ...], ...]
+    batches: tuple[Batch, ...]
 
 
 def rule_layout(eqn: Eqn) -> RuleLayout:
     """Reads how a custom-rule call was flattened and batched."""
+    _differentiate(eqn)
     held = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
     tree, batches = None, []
     for item in _inside(held) if held is not None else ():
         if inspect.isfunction(item) and item.__name__ == "new_bwd":
-            cells = inspect.getclosurevars(item).nonlocals
-            batches.append(tuple(cells["out_dim_dests"]))
-        for transform, arguments in getattr(item, "transforms", ()):
+            batches.append(_vjp_batch(item, len(eqn.outvars)))
+        stores = getattr(item, "stores", ())
+        for k, (transform, arguments) in enumerate(getattr(item, "transforms", ())):
             name = getattr(transform, "__name__", "")
             if name.startswith(("_flatten_bwd", "_flatten_jvp")) and tree is None:
                 trees = [a for a in arguments if isinstance(a, _PyTreeDef)]
                 tree = trees[0] if trees else None
             elif name == "batch_custom_jvp_subtrace":
-                batches.append(tuple(arguments[-1]))
+                results = getattr(stores[k], "val", ())
+                is_known = isinstance(results, tuple | list)
+                batches.append(
+                    Batch(tuple(arguments[-1]), tuple(results) if is_known else ())
+                )
     return RuleLayout(tree, tuple(batches))
+
+
+def _vjp_batch(new_bwd: Any, count: int) -> Batch:
+    """Reads one `vmap` off the function that JAX has made of a batched bwd."""
+    cells = inspect.getclosurevars(new_bwd).nonlocals
+    results: tuple[int | None, ...] = ()
+    with contextlib.suppress(Exception):  # fwd has not been traced, or could not be
+        # The axes of residuals, then those of the cotangents: as of the results.
+        known = cells["in_dims"]
+        axes = known() if callable(known) else known
+        results = tuple(axes[len(axes) - count :])
+    return Batch(tuple(cells["out_dim_dests"]), results)
+
+
+def _differentiate(eqn: Eqn) -> None:
+    """Traces the derivative of a call: JAX then knows trees and axes of its results."""
+    types = operand_types(eqn)
+    moving = [i for i, t in enumerate(types) if np.issubdtype(t.dtype, np.inexact)]
+    moving += [i for i, t in enumerate(types) if t.dtype.kind == "V"]  # half precision
+
+    def derivative(*operands: Any) -> Any:
+        def call(*values: Any) -> Any:
+            whole = list(operands)
+            for i, value in zip(moving, values, strict=True):
+                whole[i] = value
+            return bind(eqn, whole, eqn.params)
+
+        return jax.vjp(call, *[operands[i] for i in moving])[0]
+
+    with contextlib.suppress(Exception):  # a malformed rule is told of elsewhere
+        jax.eval_shape(derivative, *types)
 
 
 def rule_out_tree(eqn: Eqn) -> Any:
@@ -256,12 +305,8 @@ def rule_out_tree(eqn: Eqn) -> Any:
     trees = eqn.params.get("out_trees")
     if trees is None or count == 1:
         return plain
-    avals = operand_types(eqn)
-    # JAX knows the tree once it has traced the rule's fwd.
-    with contextlib.suppress(Exception):
-        jax.eval_shape(
-            lambda *xs: jax.vjp(lambda *ys: bind(eqn, ys, eqn.params), *xs)[0], *avals
-        )
+    _differentiate(eqn)
+    with contextlib.suppress(Exception):  # unknown while fwd is not traced
         found = trees()[0]
         return found if found.num_leaves == count else plain
     return plain

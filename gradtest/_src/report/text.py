@@ -158,7 +158,11 @@ def _entry(finding: Finding, entry: Entry) -> str:
     judge = "reference" if finding.gap is Gap.CLOSE else "true"
     if entry.true is None:
         return f"{place}: claimed {entry.claimed:.6g}."
-    return f"{place}: claimed {entry.claimed:.6g}, {judge} {entry.true:.6g}."
+    for digits in (6, 10, 17):  # as many as tell the two apart
+        claimed, true = f"{entry.claimed:.{digits}g}", f"{entry.true:.{digits}g}"
+        if claimed != true:
+            break
+    return f"{place}: claimed {claimed}, {judge} {true}."
 
 
 def _others(report: Report, findings: list[Finding], chief: Finding) -> str:
