@@ -1,5 +1,7 @@
 """Every call of a custom rule is found, with its place and the values that reach it."""
 
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -199,7 +201,8 @@ def test_a_flax_rule_is_placed_by_its_modules():
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    "only", ["square", "squ*", square, __name__, ("square",), [square]]
+    "only",
+    ["square", "squ*", square, __name__, sys.modules[__name__], ("square",), [square]],
 )
 def test_only_narrows_by_name_pattern_module_or_function(only):
     names = [use.rule.name for use in uses_of(lambda x: square(x), X, only=only)]

@@ -179,6 +179,7 @@ def assert_custom_rules_match(
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
+    variant: Callable[..., Any] | None = None,
     inconclusive: Inconclusive = "raise",
     custom_message: str | None = None,
     custom_message_format_vars: Sequence[Any] = (),
@@ -199,9 +200,9 @@ def assert_custom_rules_match(
       fn: A function of trees that `jax.jit` accepts, such as a model's loss. Its own
         derivative is not checked, and need not exist.
       *args: As for `assert_autodiff_matches`.
-      only: Which rules to audit: names (`"swiglu"`, patterns with `*`), Python modules,
-        module paths in the model (`"Block_0/norm"`) or the functions themselves; one
-        or several. None for all.
+      only: Which rules to audit: names (`"swiglu"`, patterns with `*`), Python modules
+        (objects or names), module paths in the model (`"Block_0/norm"`) or the
+        functions themselves; one or several. None for all.
       expect_differs: As for `assert_autodiff_matches`; what a rule claims is checked.
       argnums: Arguments that `fn` is differentiated for: a rule's operands are checked
         where these reach them. None takes each with a float or complex leaf.
@@ -212,6 +213,8 @@ def assert_custom_rules_match(
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees of `args` that are held.
+      variant: A chex variant or transformation that `fn` runs under: its rules are
+        found there, those on several devices with the values of each.
       inconclusive: Whether an inconclusive check raises or warns.
       custom_message: Added to the message, as in every Chex assertion.
       custom_message_format_vars: Fill the custom message's placeholders.

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from gradtest._src import diagnose, intentions, jaxprs, rules, seeding
+from gradtest._src import diagnose, intentions, jaxprs, rules, seeding, variants
 from gradtest._src.case import Case
 from gradtest._src.check import Options
 from gradtest._src.execution import SlipError
@@ -206,6 +207,29 @@ def _unreached(use: RuleUse, why: str) -> Finding:
 # --- the whole program ---------------------------------------------------------------
 
 
+def _under(variant: Callable[..., Any] | None, fn: Callable[..., Any]) -> Any:
+    """Returns a function as a variant makes it, of the same arguments."""
+    if variant is None:
+        return fn
+    if variants.only_places_arguments(variant):
+        variants.apply_variant(variant, fn)  # Chex asks that it be called
+        return fn
+
+    def under(*args: Any) -> Any:
+        leaves, tree = jax.tree_util.tree_flatten(args)
+        places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
+
+        def of_arrays(arrays: list[Any]) -> Any:
+            whole = list(leaves)
+            for place, array in zip(places, arrays, strict=True):
+                whole[place] = array
+            return fn(*jax.tree_util.tree_unflatten(tree, whole))
+
+        return variants.apply_variant(variant, of_arrays)([leaves[i] for i in places])
+
+    return under
+
+
 class ProgramAudit:
     """Audits every custom rule that a function calls."""
 
@@ -213,6 +237,7 @@ class ProgramAudit:
         self, fn: Callable[..., Any], args: tuple[Any, ...], options: Options, only: Any
     ):
         self.fn, self.options, self.only = fn, options, only
+        self._fn = _under(options.variant, fn)
         self.inputs = read_inputs(
             fn, args, argnums=options.argnums, exclude=options.exclude
         )
@@ -252,7 +277,7 @@ class ProgramAudit:
 
     def _trace(self, inputs: Inputs, point: Point, intentions: Any = None) -> Program:
         return trace_program(
-            self.fn,
+            self._fn,
             inputs,
             point,
             has_aux=self.options.has_aux,

@@ -20,6 +20,14 @@ from gradtest._src.reach import Call, find_calls
 from gradtest._src.rules import RuleUse
 
 
+@dataclasses.dataclass(frozen=True)
+class WideCall:
+    """A call in a program that was traced in float64, and what it closes over."""
+
+    call: Call
+    consts: list[Any]
+
+
 class TracedAnew:
     """Traces a program again, and finds the calls of rules in it."""
 
@@ -34,21 +42,36 @@ class TracedAnew:
         return jaxprs.equation_at(program.jaxpr, use.call.place)
 
     @functools.cached_property
-    def _float64_calls(self) -> list[Call]:
-        inputs, wide = self._inputs.widened(self._point)
-        with jax.enable_x64(True):
-            program = self._trace(inputs, wide)
-        return find_calls(program.jaxpr, [True] * len(program.jaxpr.in_avals))
+    def _wide_point(self) -> tuple[Inputs, Point]:
+        return self._inputs.widened(self._point)
 
-    def in_float64(self, use: RuleUse) -> Call | None:
+    @functools.cached_property
+    def _wide_program(self) -> Program:
+        with jax.enable_x64(True):
+            return self._trace(*self._wide_point)
+
+    def in_float64(self, use: RuleUse) -> WideCall | None:
         """Returns a call of the same rule and shapes, traced with float64 inputs."""
-        wanted = [aval.shape for aval in jaxprs.operand_types(use.call.eqn)]
-        for call in self._float64_calls:
-            shapes = [aval.shape for aval in jaxprs.operand_types(call.eqn)]
+        first = use.source.num_consts
+        wanted = [aval.shape for aval in jaxprs.operand_types(use.call.eqn)[first:]]
+        program = self._wide_program
+        for call in find_calls(program.jaxpr, [True] * len(program.jaxpr.in_avals)):
             source = jaxprs.read_rule(call.eqn)
-            if source.identity == use.source.identity and shapes == wanted:
-                return call
+            types = jaxprs.operand_types(call.eqn)[source.num_consts :]
+            same = [aval.shape for aval in types] == wanted
+            if same and source.identity == use.source.identity:
+                return self._with_consts(call, source.num_consts)
         return None
+
+    def _with_consts(self, call: Call, count: int) -> WideCall | None:
+        """Reads what the call closes over: in float64 a table can be a longer one."""
+        if not count:
+            return WideCall(call, [])
+        with jax.enable_x64(True):
+            chosen = {call.place: call.eqn}
+            taps = rules.run(self._wide_program, self._wide_point[1], chosen)
+        samples = rules.reached(taps[call.place])
+        return WideCall(call, list(samples[0][:count])) if samples else None
 
 
 class RuleCall:
@@ -64,6 +87,8 @@ class RuleCall:
         self.call = use.call
         self.__name__ = use.rule.name
         self._anew = anew
+        # Stands for the call while it is traced anew in float64.
+        self.wide: WideCall | None = None
         self._same = _same_operands(use)
         self._split = [
             i
@@ -74,11 +99,15 @@ class RuleCall:
     def __call__(self, *arguments: Any) -> list[Any]:
         count = len(self.call.eqn.invars)
         operands = [arguments[i] for i in self._same]
+        if self.wide is not None:
+            first = self.use.source.num_consts
+            operands = [*self.wide.consts, *operands[first:]]
         rest = list(arguments[count:])
         for i in self._split:
             mask, held = rest.pop(0), rest.pop(0)
             operands[i] = jnp.where(mask, operands[i], held)
-        results = list(rules.as_function(self.call)(*operands))
+        call = self.call if self.wide is None else self.wide.call
+        results = list(rules.as_function(call)(*operands))
         for k in self._infinite:
             results[k] = jnp.where(rest.pop(0), results[k], 0)
         return results

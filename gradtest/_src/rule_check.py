@@ -61,20 +61,20 @@ class RuleCheck(Check):
         ]
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
+        function = self.function
         if inputs is not self.inputs:  # traced anew, in float64
-            call = None if self._anew is None else self._anew.in_float64(self.use)
-            if call is None:
+            anew = self._anew
+            function.wide = None if anew is None else anew.in_float64(self.use)
+            if function.wide is None:
                 raise NotImplementedError("the call is not there in float64")
-            self.function.call = call
         program = super()._trace(inputs, point)
-        return dataclasses.replace(program, closed_over=self.function.closed_over())
+        return dataclasses.replace(program, closed_over=function.closed_over())
 
     def _retraced_case(self, *args: Any) -> Case:
-        own = self.function.call
         try:
             return super()._retraced_case(*args)
         finally:
-            self.function.call = own
+            self.function.wide = None
 
     def _run_trial(self, point: Point, trial: int) -> list[Finding]:
         try:

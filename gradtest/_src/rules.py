@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import os
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -100,7 +101,7 @@ def find_rules(program: Program, point: Point, only: Any = None) -> list[RuleUse
         groups.setdefault(_group_key(call), []).append(call)
     wanted = _wanted(list(groups.values()), only)
     chosen = {call.place: call.eqn for calls in wanted for call in _spread(calls)}
-    taps = _run(program, point, chosen) if chosen else {}
+    taps = run(program, point, chosen) if chosen else {}
     return [_use(calls, taps) for calls in wanted]
 
 
@@ -127,7 +128,10 @@ def _wanted(groups: list[list[Call]], only: Any) -> list[list[Call]]:
     if only is None:
         return groups
     alone = isinstance(only, str) or callable(only) or not isinstance(only, Iterable)
-    patterns = (only,) if alone else tuple(only)
+    patterns = [
+        each.__name__ if isinstance(each, types.ModuleType) else each
+        for each in ((only,) if alone else tuple(only))
+    ]
     if not patterns:
         raise ValueError("`only` is empty: name at least one rule, or leave it out.")
     for pattern in patterns:
@@ -182,7 +186,7 @@ def _modules_of(source: RuleSource) -> list[str]:
     ]
 
 
-def _run(program: Program, point: Point, chosen: dict[Any, Eqn]) -> Taps:
+def run(program: Program, point: Point, chosen: dict[Any, Eqn]) -> Taps:
     """Runs the program once, as it is, and reads the chosen operands."""
     jaxpr = program.jaxpr
     consts = [const for const in jaxprs.nested_consts(jaxpr) if hasattr(const, "dtype")]
@@ -201,7 +205,7 @@ def _run(program: Program, point: Point, chosen: dict[Any, Eqn]) -> Taps:
 
 def _use(calls: list[Call], taps: Taps) -> RuleUse:
     source = jaxprs.read_rule(calls[0].eqn)
-    found = [sample for call in _spread(calls) for sample in _reached(taps[call.place])]
+    found = [sample for call in _spread(calls) for sample in reached(taps[call.place])]
     samples = _spread(_distinct(found)) if found else []
     sound = [s for s in samples if not any(_has_nan(value) for value in s)]
     trouble = ""
@@ -233,12 +237,13 @@ def shorten(text: str) -> str:
     return head + at + path
 
 
-def _reached(samples: Samples) -> list[tuple[Any, ...]]:
-    reached = np.asarray(samples.reached)
+def reached(samples: Samples) -> list[tuple[Any, ...]]:
+    """Returns the operands of the runs that took place."""
+    took_place = np.asarray(samples.reached)
     return [
         tuple(_host(operand[i]) for operand in samples.operands)
-        for i in range(len(reached))
-        if reached[i].any()
+        for i in range(len(took_place))
+        if took_place[i].any()
     ]
 
 

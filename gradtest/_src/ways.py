@@ -476,8 +476,9 @@ def _judge(
     check, says, leaves = label
     largest = max((norm(np.nan_to_num(w)) for w in wanted), default=0.0)
     for name, found, truth in zip(leaves, results, wanted, strict=True):
-        same_nan = np.isnan(found) & np.isnan(truth)
-        found, truth = np.where(same_nan, 0, found), np.where(same_nan, 0, truth)
+        alike = (found == truth) | (np.isnan(found) & np.isnan(truth))
+        same = alike & ~np.isfinite(truth)
+        found, truth = np.where(same, 0, found), np.where(same, 0, truth)
         gap = leaf_gap(found, truth, rtol=case.rtol, floor=_FLOOR * largest)
         if gap.is_exceeded or not np.isfinite(found - truth).all():
             return _finding(
