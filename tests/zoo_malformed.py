@@ -56,36 +56,36 @@ def _dense_rule(right: bool, mistake: str) -> Rule:
     return with_vjp(dense, fwd, bwd)
 
 
-@broken("number of cotangents", _dense_args, "wrong number of cotangents",
+@broken("number of cotangents", _dense_args, "wrong tree of cotangents",
         checks=_STRUCTURE)  # fmt: skip
 def dense_that_returns_too_few(right: bool) -> Rule:
     """One cotangent for two arguments."""
     return _dense_rule(right, "too few")
 
 
-@broken("number of cotangents", _dense_args, "wrong number of cotangents",
+@broken("number of cotangents", _dense_args, "wrong tree of cotangents",
         checks=_STRUCTURE)  # fmt: skip
 def dense_that_returns_too_many(right: bool) -> Rule:
     """Three cotangents for two arguments."""
     return _dense_rule(right, "too many")
 
 
-@broken("number of cotangents", _dense_args, "wrong number of cotangents",
+@broken("number of cotangents", _dense_args, "wrong tree of cotangents",
         checks=_STRUCTURE)  # fmt: skip
 def dense_that_returns_a_bare_array(right: bool) -> Rule:
     """An array where a tuple of cotangents is wanted."""
     return _dense_rule(right, "no tuple")
 
 
-@broken("tree of a cotangent", _dense_args, "wrong number of cotangents",
-        "wrong tree of a cotangent", checks=_STRUCTURE)  # fmt: skip
+@broken("tree of a cotangent", _dense_args, "wrong tree of cotangents",
+        "wrong tree of cotangents", checks=_STRUCTURE)  # fmt: skip
 def dense_that_returns_a_tuple_for_a_dict(right: bool) -> Rule:
     """The leaves are right and hang on another tree."""
     return _dense_rule(right, "another tree")
 
 
-@broken("tree of a cotangent", _dense_args, "wrong number of cotangents",
-        "wrong tree of a cotangent", checks=_STRUCTURE)  # fmt: skip
+@broken("tree of a cotangent", _dense_args, "wrong tree of cotangents",
+        "wrong tree of cotangents", checks=_STRUCTURE)  # fmt: skip
 def dense_that_returns_no_bias(right: bool) -> Rule:
     """The dict lacks a key."""
     return _dense_rule(right, "a leaf missing")
