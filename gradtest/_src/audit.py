@@ -10,19 +10,19 @@ import jax
 import numpy as np
 
 from gradtest._src import diagnose, intentions, jaxprs, rules, seeding, variants
+from gradtest._src.agreement import judge_ways
 from gradtest._src.case import Case
 from gradtest._src.check import Options
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Cause, Finding, Gap, Report, Rule, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, read_inputs
-from gradtest._src.lifting import widen
+from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.malformed import malformed, not_transposable
 from gradtest._src.program import Program, trace_program
 from gradtest._src.reruns import discrete, eager, passed, repeated
 from gradtest._src.rule_call import RuleCall, TracedAnew
 from gradtest._src.rule_check import RuleCheck
 from gradtest._src.rules import RuleUse
-from gradtest._src.ways import judge_ways
 
 # What a rule that passed was looked at for, beside what has findings of its own.
 _SILENT_CHECKS = ("value", "structure")
@@ -102,6 +102,9 @@ def _why_not_alone(use: RuleUse) -> str:
             "its derivative closes over a traced value that its function does not use: "
             "pass that as an argument of the rule to have it audited"
         )
+    results = use.call.eqn.outvars
+    if not any(is_inexact(getattr(out.aval, "dtype", None)) for out in results):
+        return "it has no float or complex result"
     return "" if call.argnums() else "it has no float or complex operand"
 
 
