@@ -1,6 +1,7 @@
 """Runs the tests on the CPU, and those for many devices only where there are enough."""
 
 import os
+from collections.abc import Iterator
 
 # Before anything imports JAX: the backend is chosen once per process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,3 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
     for item in marked:
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs() -> Iterator[None]:
+    """Frees what JAX compiled for a module: thousands of tests fill the memory."""
+    yield
+    jax.clear_caches()
