@@ -446,3 +446,22 @@ def test_a_guard_against_transfers_is_no_fault_of_the_rule():
     with jax.transfer_guard("disallow"):
         gradtest.assert_custom_rules_match(square, X)
         assert gradtest.check(square, X).verdict is gradtest.Verdict.PASS
+
+
+@pytest.mark.core
+def test_rules_in_the_programs_of_a_solver_are_listed_as_not_checked():
+    @jax.custom_jvp
+    def tripled(v):
+        return 3 * v
+
+    tripled.defjvps(lambda t, value, v: 3 * t)
+
+    def fn(x):
+        solved = jax.lax.custom_linear_solve(
+            tripled, x, solve=lambda _, b: b / 3, symmetric=True
+        )
+        return square(solved)
+
+    report = gradtest.assert_custom_rules_match(fn, X)
+    assert [rule.name for rule in report.rules] == ["square"]
+    assert any(line.startswith("tripled: called inside") for line in report.unchecked)

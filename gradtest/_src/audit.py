@@ -241,6 +241,7 @@ class ProgramAudit:
     ):
         self.fn, self.options, self.only = fn, options, only
         self._fn = _under(options.variant, fn)
+        self._hidden: list[str] = []
         self.inputs = read_inputs(
             fn, args, argnums=options.argnums, exclude=options.exclude
         )
@@ -268,6 +269,10 @@ class ProgramAudit:
             program = self._trace(self.inputs, point, self.options.expect_differs)
         except SlipError as error:
             raise TypeError(str(error)) from None
+        self._hidden += [
+            f"{name}: called inside of a linear solver, a reduction or a kernel"
+            for name in rules.hidden_rules(program)
+        ]
         uses = rules.find_rules(program, point, self.only)
         if not uses:
             raise ValueError(
@@ -292,6 +297,7 @@ class ProgramAudit:
     ) -> Report:
         findings = [finding for audit in audits for finding in audit.findings]
         unchecked = [line for audit in audits for line in audit.unchecked]
+        unchecked += self._hidden
         if not findings:
             findings = [_nothing_reached(unchecked)]
         name = getattr(self.fn, "__name__", type(self.fn).__name__)

@@ -132,18 +132,19 @@ def trace_claim(
     if variant is not None and variants.only_places_arguments(variant):
         traced = call
     with execution.user_code():
-        jaxpr = jaxprs.expand_all(jax.make_jaxpr(traced)(*arguments))
+        try:
+            jaxpr = jaxprs.expand_all(jax.make_jaxpr(traced)(*arguments))
+        except jax.errors.UnexpectedTracerError:
+            if not program.has_rules:
+                raise
+            raise _leak("") from None
     leaked = [
         const
         for const in jaxprs.nested_consts(jaxpr)
         if isinstance(const, jax.core.Tracer) and id(const) not in program.closed_over
     ]
     if leaked:
-        raise SlipError(
-            "a custom rule of `fn` leaks or closes over a traced value "
-            f"({describe(leaked[0])}): pass it as an argument, or as a residual from "
-            "fwd to bwd."
-        )
+        raise _leak(f" ({describe(leaked[0])})")
     found = [tuple(aval.shape) for aval in jaxpr.out_avals]
     devices = 0
     if found != shapes:
@@ -154,6 +155,13 @@ def trace_claim(
                 f"or without an axis of devices: wanted shapes {shapes}, got {found}."
             )
     return Claim(mode, jaxpr, run, has_value, variant is not None, devices)
+
+
+def _leak(value: str) -> SlipError:
+    return SlipError(
+        f"a custom rule of `fn` leaks or closes over a traced value{value}: pass it as "
+        "an argument, or as a residual from fwd to bwd."
+    )
 
 
 def output_seed(program: Program) -> Values:

@@ -105,6 +105,18 @@ def find_rules(program: Program, point: Point, only: Any = None) -> list[RuleUse
     return [_use(calls, taps) for calls in wanted]
 
 
+def hidden_rules(program: Program) -> list[str]:
+    """Names the rules that stand where no call can be found: in solvers and kernels."""
+    moving = [True] * len(program.jaxpr.in_avals)
+    found = {id(call.eqn) for call in find_calls(program.jaxpr, moving)}
+    hidden = [
+        jaxprs.read_rule(eqn).name
+        for eqn in jaxprs.walk(program.jaxpr)
+        if eqn.primitive.name in jaxprs.CUSTOM_RULES and id(eqn) not in found
+    ]
+    return list(dict.fromkeys(hidden))
+
+
 def _group_key(call: Call) -> Any:
     source = jaxprs.read_rule(call.eqn)
     avals = tuple(str(atom.aval) for atom in call.eqn.invars)
