@@ -7,6 +7,7 @@ own derivative.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,23 @@ from gradtest._src.ways import (
 
 # Float64 rounds the same sums in another order.
 _FLOOR = 1e-12
+
+
+def agreed(case: Case, check: str, **fields: Any) -> Finding:
+    """Returns the finding on a check that a rule passed, but for the fields given."""
+    passed = Finding(
+        "all arguments",
+        (),
+        "",
+        Verdict.PASS,
+        Gap.AGREEMENT,
+        case.claim.mode,
+        trial=case.trial,
+        allowed=case.rtol,
+        judged_by="the rule itself",
+        check=check,
+    )
+    return dataclasses.replace(passed, **fields)
 
 
 def judge_ways(
@@ -183,25 +201,25 @@ def _compare(
 def _judge(
     case: Case, label: tuple[str, str, tuple[str, ...]], results: Values, wanted: Values
 ) -> Finding:
-    check, says, leaves = label
+    check, says, names = label
     largest = max((norm(np.nan_to_num(w)) for w in wanted), default=0.0)
-    for name, found, truth in zip(leaves, results, wanted, strict=True):
+    for name, found, truth in zip(names, results, wanted, strict=True):
         alike = (found == truth) | (np.isnan(found) & np.isnan(truth))
         same = alike & ~np.isfinite(truth)
         found, truth = np.where(same, 0, found), np.where(same, 0, truth)
         gap = leaf_gap(found, truth, rtol=case.rtol, floor=_FLOOR * largest)
         if gap.is_exceeded or not np.isfinite(found - truth).all():
-            return _finding(
+            return agreed(
                 case,
                 check,
-                Verdict.FAIL,
+                verdict=Verdict.FAIL,
                 name=name,
                 size=gap.size,
                 allowed=gap.allowed,
                 entry=gap.entry,
                 cause=diagnose.departs(check, says),
             )
-    return _finding(case, check, Verdict.PASS, allowed=case.rtol)
+    return agreed(case, check)
 
 
 def _raised(case: Case, check: str, says: str, error: Exception) -> Finding:
@@ -211,21 +229,7 @@ def _raised(case: Case, check: str, says: str, error: Exception) -> Finding:
         "write the rule for traced values of any batch: no Python branches on values, "
         "nothing kept between calls",
     )
-    return _finding(case, check, Verdict.FAIL, cause=cause)
-
-
-def _finding(case: Case, check: str, verdict: Verdict, **fields: Any) -> Finding:
-    named = {"name": "all arguments", "judged_by": "the rule itself"} | fields
-    return Finding(
-        shape=(),
-        dtype="",
-        verdict=verdict,
-        gap=Gap.AGREEMENT,
-        mode=case.claim.mode,
-        trial=case.trial,
-        check=check,
-        **named,
-    )
+    return agreed(case, check, verdict=Verdict.FAIL, cause=cause)
 
 
 def _first_line(error: Exception) -> str:

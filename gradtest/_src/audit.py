@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gradtest._src import diagnose, intentions, jaxprs, rules, seeding, variants
-from gradtest._src.agreement import judge_ways
+from gradtest._src.agreement import agreed, judge_ways
 from gradtest._src.case import Case
 from gradtest._src.check import Options
 from gradtest._src.execution import SlipError
@@ -19,7 +19,7 @@ from gradtest._src.inputs import Inputs, Point, read_inputs
 from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.malformed import malformed, not_transposable
 from gradtest._src.program import Program, trace_program
-from gradtest._src.reruns import discrete, eager, passed, repeated
+from gradtest._src.reruns import discrete, eager, repeated
 from gradtest._src.rule_call import RuleCall, TracedAnew
 from gradtest._src.rule_check import RuleCheck
 from gradtest._src.rules import RuleUse
@@ -119,7 +119,7 @@ def _run(rule_check: RuleCheck) -> list[Finding]:
             again, _ = judge_ways(case, points[:1], renew, only="repeat")
             changes = [f for f in again if f.verdict is Verdict.FAIL]
             return changes or findings  # of what changes, no number means a thing
-        findings += [passed(case, check) for check in _SILENT_CHECKS]
+        findings += [agreed(case, check) for check in _SILENT_CHECKS]
         agreeing, unsupported = judge_ways(case, points, renew)
         findings += [*agreeing, repeated(case)]
         if not case.program.closed_over:  # those values are known to a trace alone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import diagnose, execution, jaxprs
+from gradtest._src.agreement import agreed
 from gradtest._src.case import Case, norm
 from gradtest._src.findings import Cause, Entry, Finding, Gap, Verdict
 
@@ -20,37 +20,23 @@ _EAGER_FACTOR = 4
 _MOST_OPERATIONS = 400
 
 
-def passed(case: Case, check: str) -> Finding:
-    """Returns the finding on a check of one rule that it passed."""
-    return Finding(
-        "all arguments",
-        (),
-        "",
-        Verdict.PASS,
-        Gap.AGREEMENT,
-        case.claim.mode,
-        check=check,
-        allowed=case.rtol,
-        judged_by="the rule itself",
-    )
-
-
 def repeated(case: Case) -> Finding:
     """Runs a rule twice in its own precision: the same bits should come out."""
     lifted = case.readings.claimed
     once, again = (case.bench.read_working(case.point, lifted)[1] for _ in range(2))
     pairs = list(zip(once, again, strict=True))
-    found = passed(case, "repeated run")
     if all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
-        return dataclasses.replace(found, notes=("bit for bit",))
+        return agreed(case, "repeated run", notes=("bit for bit",))
     level = max(
         float(np.max(np.abs(a - b)) / (np.max(np.abs(a)) or 1)) for a, b in pairs
     )
     allowed = 64 * case.working_eps
     if level <= allowed:
-        return dataclasses.replace(found, size=level, notes=(f"up to {level:.0e}",))
-    return dataclasses.replace(
-        found,
+        note = f"up to {level:.0e}"
+        return agreed(case, "repeated run", size=level, allowed=allowed, notes=(note,))
+    return agreed(
+        case,
+        "repeated run",
         verdict=Verdict.FAIL,
         size=level,
         allowed=allowed,
@@ -73,29 +59,32 @@ def discrete(case: Case, function: Callable[..., list[Any]]) -> list[Finding]:
     def results(*xs: Any) -> list[Any]:
         return function(*case.program.inputs.arguments(xs, held))
 
-    kinds = [value.dtype for value in jax.eval_shape(results, *moving)]
-    if not any(jnp.issubdtype(kind, jnp.integer) or kind == np.bool_ for kind in kinds):
+    if not any(map(_is_discrete, jax.eval_shape(results, *moving))):
         return []
     with execution.working_precision():
         plain = results(*moving)
         by_rule = jax.vjp(results, *moving)[0]
-    for k, (kind, one, other) in enumerate(zip(kinds, by_rule, plain, strict=True)):
-        is_discrete = jnp.issubdtype(kind, jnp.integer) or kind == np.bool_
-        if is_discrete and not np.array_equal(one, other):
+    for k, (one, other) in enumerate(zip(by_rule, plain, strict=True)):
+        if _is_discrete(other) and not np.array_equal(one, other):
             index = tuple(int(i) for i in np.argwhere(np.asarray(one != other))[0])
-            entry = Entry(index, float(one[index]), float(other[index]))
             return [
-                dataclasses.replace(
-                    passed(case, "value"),
+                agreed(
+                    case,
+                    "value",
                     name=f"result[{k}]",
                     verdict=Verdict.FAIL,
                     gap=Gap.VALUE,
                     size=np.inf,
-                    entry=entry,
+                    entry=Entry(index, float(one[index]), float(other[index])),
                     cause=diagnose.FORWARD_VALUE,
                 )
             ]
     return []
+
+
+def _is_discrete(value: Any) -> bool:
+    kind = value.dtype
+    return bool(jnp.issubdtype(kind, jnp.integer)) or kind == np.bool_
 
 
 def eager(case: Case, findings: list[Finding]) -> list[Finding]:
@@ -119,11 +108,7 @@ def eager(case: Case, findings: list[Finding]) -> list[Finding]:
             f"run without jit it raises {type(error).__name__}: {str(error)[:200]}",
             "write the rule so that it takes concrete values as well as traced ones",
         )
-        return [
-            dataclasses.replace(
-                passed(case, "eager"), verdict=Verdict.FAIL, cause=cause
-            )
-        ]
+        return [agreed(case, "eager", verdict=Verdict.FAIL, cause=cause)]
     allowances = {
         f.name: f.rounding[1] for f in findings if f.rounding and f.order == 1
     }
@@ -136,8 +121,9 @@ def eager(case: Case, findings: list[Finding]) -> list[Finding]:
         gap = norm(result - lifted)
         if not gap <= allowed * scale:
             return [
-                dataclasses.replace(
-                    passed(case, "eager"),
+                agreed(
+                    case,
+                    "eager",
                     name=leaf.name,
                     verdict=Verdict.FAIL,
                     size=gap / scale if scale else np.inf,
@@ -145,4 +131,4 @@ def eager(case: Case, findings: list[Finding]) -> list[Finding]:
                     cause=diagnose.departs("eager", "run without jit"),
                 )
             ]
-    return [passed(case, "eager")]
+    return [agreed(case, "eager")]

@@ -14,7 +14,7 @@ import numpy as np
 from gradtest._src import execution, jaxprs, rules
 from gradtest._src.inputs import Inputs, Point, Recorded
 from gradtest._src.jaxprs import Eqn
-from gradtest._src.lifting import is_inexact
+from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.program import Program
 from gradtest._src.reach import Call, find_calls
 from gradtest._src.rules import RuleUse
@@ -184,36 +184,30 @@ class RuleCall:
         columns = [list(column) for column in zip(*self.use.samples, strict=True)]
         extra = []
         for i in self._split:
-            masks = [np.isfinite(_wide(value)) for value in columns[i]]
+            masks = [np.isfinite(widen(value)) for value in columns[i]]
             extra += [masks, columns[i]]
             columns[i] = [
                 np.where(mask, value, np.zeros((), value.dtype))
                 for mask, value in zip(masks, columns[i], strict=True)
             ]
         for k in self._infinite:
-            extra.append([np.isfinite(_wide(row[k])) for row in self._results])
+            extra.append([np.isfinite(widen(row[k])) for row in self._results])
         return tuple(Recorded(tuple(column)) for column in [*columns, *extra])
 
 
-def _same_operands(use: RuleUse) -> list[int]:
+def _same_operands(use: RuleUse) -> tuple[int, ...]:
     """Returns, for each operand, the first one that is moved along with it.
 
     A library's rule may take one value twice, as of its function and as of its solver.
     """
-    places = list(range(len(use.call.eqn.invars)))
     if jaxprs.is_users(use.source):
-        return places
-    first: dict[int, int] = {}
-    return [first.setdefault(id(atom), i) for i, atom in enumerate(use.call.eqn.invars)]
-
-
-def _wide(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.complex128 if value.dtype.kind == "c" else np.float64)
+        return tuple(range(len(use.call.eqn.invars)))
+    return rules.first_places(use.call.eqn)
 
 
 def _is_finite(value: np.ndarray) -> bool:
-    return bool(np.isfinite(_wide(value)).all())
+    return bool(np.isfinite(widen(value)).all())
 
 
 def _has_infinity(value: np.ndarray) -> bool:
-    return bool(np.isinf(_wide(value)).any())
+    return bool(np.isinf(widen(value)).any())

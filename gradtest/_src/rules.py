@@ -19,7 +19,7 @@ from gradtest._src import execution, intentions, jaxprs
 from gradtest._src.findings import Rule
 from gradtest._src.inputs import Point
 from gradtest._src.jaxprs import Eqn, RuleSource
-from gradtest._src.lifting import is_inexact
+from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.program import Program
 from gradtest._src.reach import Call, find_calls
 from gradtest._src.structure import structure_key
@@ -122,12 +122,14 @@ def _group_key(call: Call) -> Any:
     avals = tuple(str(atom.aval) for atom in call.eqn.invars)
     program = structure_key(jaxprs.rule_free_program(call.eqn))
     regions = tuple(map(id, regions_around(call)))
-    places: dict[int, int] = {}
-    repeated = tuple(
-        places.setdefault(id(atom), i) for i, atom in enumerate(call.eqn.invars)
-    )
     identity = (source.identity, source.kind, source.where)
-    return identity, avals, program, regions, repeated
+    return identity, avals, program, regions, first_places(call.eqn)
+
+
+def first_places(eqn: Eqn) -> tuple[int, ...]:
+    """Returns, for each operand, where the same variable is an operand first."""
+    places: dict[int, int] = {}
+    return tuple(places.setdefault(id(atom), i) for i, atom in enumerate(eqn.invars))
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:
@@ -274,7 +276,7 @@ def _distinct(samples: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def _has_nan(value: Any) -> bool:
-    return is_inexact(value.dtype) and bool(np.isnan(value.astype(np.complex128)).any())
+    return is_inexact(value.dtype) and bool(np.isnan(widen(value)).any())
 
 
 # --- a rule's call as a function ---------------------------------------------------

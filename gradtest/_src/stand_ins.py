@@ -15,7 +15,7 @@ from jax import lax
 
 from gradtest._src import jaxprs
 from gradtest._src.jaxprs import Eqn, Jaxpr
-from gradtest._src.lifting import Evaluator, Replayer, handles, is_inexact
+from gradtest._src.lifting import Evaluator, Replayer, handles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +78,7 @@ class _Moving:
     def __init__(self, eqn: Eqn, operands: list[Any]):
         self._operands = operands
         self.places = [
-            i
-            for i, atom in enumerate(eqn.invars)
-            if is_inexact(getattr(atom.aval, "dtype", None))
+            i for i, atom in enumerate(eqn.invars) if jaxprs.is_floating(atom)
         ]
         self.values = [operands[place] for place in self.places]
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from gradtest._src.jaxprs.programs import (
     HIGH_PRIMITIVE,
     Eqn,
     bind,
+    is_floating,
     operand_types,
     rule_free_program,
 )
@@ -281,9 +281,7 @@ def _vjp_batch(new_bwd: Any, count: int) -> Batch:
 
 def _differentiate(eqn: Eqn) -> None:
     """Traces the derivative of a call: JAX then knows trees and axes of its results."""
-    types = operand_types(eqn)
-    moving = [i for i, t in enumerate(types) if np.issubdtype(t.dtype, np.inexact)]
-    moving += [i for i, t in enumerate(types) if t.dtype.kind == "V"]  # half precision
+    moving = [i for i, atom in enumerate(eqn.invars) if is_floating(atom)]
 
     def derivative(*operands: Any) -> Any:
         def call(*values: Any) -> Any:
@@ -295,7 +293,7 @@ def _differentiate(eqn: Eqn) -> None:
         return jax.vjp(call, *[operands[i] for i in moving])[0]
 
     with contextlib.suppress(Exception):  # a malformed rule is told of elsewhere
-        jax.eval_shape(derivative, *types)
+        jax.eval_shape(derivative, *operand_types(eqn))
 
 
 def rule_out_tree(eqn: Eqn) -> Any:
