@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+import gradtest
 from tests.lifted import Row, assert_lifted, lift
 
 pytestmark = pytest.mark.core
@@ -189,10 +190,23 @@ _DRAWS = {
 def test_random_draws_are_those_of_the_program(draw, make_key):
     key = make_key(7)
     (found,), islands = lift(draw, key)
-    # Floats made of bits keep their own precision; a check counts those that move.
+    # Floats made of bits keep their own precision.
     assert islands <= {"bitcast_convert_type"}
     # In float64 another number of bits would be drawn, and other numbers with them.
     np.testing.assert_allclose(found, np.asarray(draw(key)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("draw", _DRAWS.values(), ids=_DRAWS.keys())
+def test_random_draws_leave_a_check_in_float64(draw):
+    # Beside them the sign bit of what moves is read as an integer: no float of it.
+    def fn(x):
+        return (
+            jnp.where(jnp.signbit(x), x**2, x)
+            * draw(jax.random.key(7)).astype(x.dtype).sum()
+        )
+
+    report = gradtest.assert_autodiff_matches(fn, jnp.array([-0.5, 0.7]))
+    assert report.precision[0].startswith("precision: everything in float64")
 
 
 def test_dropout_keeps_the_units_that_the_program_keeps():

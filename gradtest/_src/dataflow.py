@@ -10,7 +10,9 @@ from gradtest._src.jaxprs import Body, Eqn, Jaxpr
 
 
 def reached_primitives(jaxpr: Jaxpr, moving: Sequence[bool]) -> set[str]:
-    """Returns the names of the primitives whose operands depend on moving inputs.
+    """Returns the names of the primitives that make floats of moving inputs.
+
+    Integers made of them (a sign, an index) have no derivative to be wrong.
 
     Args:
       jaxpr: The program.
@@ -28,7 +30,8 @@ def _follow(body: Body, moving: Sequence[bool], found: set[str]) -> list[bool]:
         operands = [not jaxprs.is_literal(a) and a in moves for a in eqn.invars]
         if not any(operands):
             continue
-        found.add(eqn.primitive.name)
+        if any(map(jaxprs.is_floating, eqn.outvars)):
+            found.add(eqn.primitive.name)
         results = [True] * len(eqn.outvars)
         if (
             eqn.primitive.name in jaxprs.CALLS
