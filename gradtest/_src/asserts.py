@@ -9,16 +9,12 @@ from typing import Any
 import jax
 
 from gradtest._src.audit import ProgramAudit
-from gradtest._src.check import (
-    DEFAULT_RTOL,
-    Check,
-    Options,
-    autodiff_claims,
-    hand_written_claims,
-)
+from gradtest._src.check import Check
+from gradtest._src.claiming import autodiff_claims, hand_written_claims
 from gradtest._src.findings import Report
 from gradtest._src.intentions import Intentions
 from gradtest._src.keywords import Inconclusive, Keywords, settled
+from gradtest._src.options import DEFAULT_RTOL, Options
 
 PyTree = Any
 

@@ -12,12 +12,12 @@ import numpy as np
 from gradtest._src import diagnose, intentions, jaxprs, rules, seeding, variants
 from gradtest._src.agreement import agreed, judge_ways
 from gradtest._src.case import Case
-from gradtest._src.check import Options
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Cause, Finding, Gap, Report, Rule, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, read_inputs
 from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.malformed import malformed, not_transposable
+from gradtest._src.options import Options
 from gradtest._src.program import Program, trace_program
 from gradtest._src.reruns import discrete, eager, repeated
 from gradtest._src.rule_call import RuleCall, TracedAnew

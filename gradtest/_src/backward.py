@@ -18,11 +18,11 @@ from gradtest._src import (
     seeding,
     variants,
 )
-from gradtest._src.check import Options
 from gradtest._src.findings import Cause, Entry, Finding, Gap, Report, Verdict, worst
 from gradtest._src.flow import routes_to_inputs
 from gradtest._src.inputs import Leaf, Role, read_inputs
 from gradtest._src.lifting import Evaluator, widen
+from gradtest._src.options import Options
 from gradtest._src.program import Values
 
 Judge = Callable[["Backward"], list[Finding]]

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradtest._src import claims as _claims
 from gradtest._src import (
     dataflow,
     diagnose,
@@ -21,156 +20,18 @@ from gradtest._src import (
 )
 from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
-from gradtest._src.claims import Claim
+from gradtest._src.claiming import Claiming, Claims
 from gradtest._src.compare import judge_formula, overrules_exact
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
 from gradtest._src.hand_written import hand_written_findings
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
-from gradtest._src.intentions import Intentions, check_intentions
 from gradtest._src.lifting import is_inexact, widen
-from gradtest._src.malformed import dtype_findings
+from gradtest._src.options import Options
 from gradtest._src.primal import solver_findings, value_findings
 from gradtest._src.program import Program
 from gradtest._src.pushed import judge_pushed
 from gradtest._src.rounding import judge_pushed_rounding, judge_rounding
-
-MODES = ("rev", "fwd")
-DEFAULT_RTOL = 2e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the user chose; see the assertions for the meaning of each."""
-
-    argnums: int | Sequence[int] | None = None
-    has_aux: bool = False
-    trials: int = 1
-    key: Any = 0
-    order: int = 1
-    modes: Sequence[str] | None = None
-    rtol: float = DEFAULT_RTOL
-    rounding_rtol: float | None = None
-    exclude: Sequence[str] = ()
-    variant: Callable[..., Any] | None = None
-    expect_differs: Intentions | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError or TypeError where an option makes no sense."""
-        seeding.describe(self.key)
-        if type(self.trials) is not int or self.trials < 1:
-            raise ValueError(f"`trials` must be an integer >= 1, got {self.trials!r}.")
-        if type(self.order) is not int or self.order not in (1, 2):
-            raise ValueError(f"`order` must be 1 or 2, got {self.order!r}.")
-        for name in ("rtol", "rounding_rtol"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, float | int) or not 0 < value < 1:
-                raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}.")
-        wrong = set(self.modes or ()) - set(MODES)
-        if wrong or (self.modes is not None and not self.modes):
-            raise ValueError(
-                f"`modes` must be None or name some of {MODES}, got {self.modes!r}."
-            )
-        check_intentions(self.expect_differs)
-        if self.variant is not None and not callable(self.variant):
-            raise TypeError(f"`variant` must be callable, got {self.variant!r}.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Claims:
-    """The derivatives of one program that are under test.
-
-    Attributes:
-      reverse: The reverse-mode one, if there is one.
-      forward: The forward-mode one, if there is one.
-      unsupported: The modes that JAX lacks, with the reason.
-      beside: Judges what else must hold at a case.
-    """
-
-    reverse: Claim | None
-    forward: Claim | None
-    unsupported: tuple[str, ...] = ()
-    beside: Callable[[Case], list[Finding]] = lambda case: []
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The modes that are claimed."""
-        pairs = (("rev", self.reverse), ("fwd", self.forward))
-        return tuple(mode for mode, claim in pairs if claim is not None)
-
-
-Claiming = Callable[[Program, Point], Claims]
-
-
-def autodiff_claims(options: Options) -> Claiming:
-    """Returns a function that traces what JAX differentiates, in the modes it has."""
-
-    def claims(traced: Program, point: Point) -> Claims:
-        found: dict[str, Claim | None] = {"rev": None, "fwd": None}
-        unsupported = []
-        for mode, trace in (
-            ("rev", _claims.reverse_claim),
-            ("fwd", _claims.forward_claim),
-        ):
-            if options.modes is not None and mode not in options.modes:
-                continue
-            try:
-                found[mode] = trace(traced, point, options.variant)
-            except Exception as error:
-                if not is_missing_mode(error):
-                    raise
-                if options.modes is not None:
-                    raise ValueError(
-                        f"`modes` asks for {mode!r}, which the function does not "
-                        f"support: {error}"
-                    ) from error
-                unsupported.append(f"{mode}: {str(error).strip().splitlines()[0]}")
-        if not any(found.values()):
-            raise ValueError(
-                "`fn` has neither reverse-mode nor forward-mode derivatives: "
-                + "; ".join(unsupported)
-            )
-        return Claims(found["rev"], found["fwd"], tuple(unsupported), dtype_findings)
-
-    return claims
-
-
-def hand_written_claims(grad_fn: Callable[..., Any], options: Options) -> Claiming:
-    """Returns a function that traces a hand-written gradient."""
-
-    def claims(traced: Program, point: Point) -> Claims:
-        if not traced.is_scalar:
-            described = ", ".join(
-                f"{out.name}: {np.dtype(out.dtype).name}{list(out.shape)}"
-                for out in traced.outputs[:4]
-            )
-            raise TypeError(
-                "`fn` must return one real number to have a gradient, got "
-                f"{described}; use assert_autodiff_matches for other functions."
-            )
-        argnums = options.argnums if options.argnums is not None else 0
-        claim = _claims.hand_written_claim(
-            traced, point, grad_fn, argnums, options.variant
-        )
-        return Claims(claim, None)
-
-    return claims
-
-
-def is_missing_mode(error: Exception) -> bool:
-    """Whether an exception says that JAX has no such mode here; not a user's slip."""
-    text = str(error)
-    return isinstance(error, NotImplementedError) or any(
-        phrase in text
-        for phrase in (
-            "Reverse-mode differentiation does not work",
-            "forward-mode differentiation (jvp)",
-            "no forward-mode derivative",
-            "transpose_solve required",
-        )
-    )
 
 
 class Evidence:

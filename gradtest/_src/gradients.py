@@ -7,9 +7,9 @@ from typing import Any
 
 from gradtest._src import backward, closeness, seeding, variants
 from gradtest._src.backward import Backward
-from gradtest._src.check import Options
 from gradtest._src.findings import Report, Verdict, worst
 from gradtest._src.keywords import Inconclusive, settle
+from gradtest._src.options import Options
 from gradtest._src.variants import MessageOptions
 
 PyTree = Any

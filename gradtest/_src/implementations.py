@@ -13,7 +13,8 @@ import numpy as np
 from gradtest._src import claims, execution, jaxprs
 from gradtest._src.approximation import explain_gaps, literal_reach
 from gradtest._src.case import Case, norm
-from gradtest._src.check import Check, Claims, Options, is_missing_mode
+from gradtest._src.check import Check
+from gradtest._src.claiming import Claims, is_missing_mode
 from gradtest._src.compare import judge_formula
 from gradtest._src.findings import Cause, Finding, Gap, Verdict
 from gradtest._src.gaps import LeafGap, leaf_gap
@@ -21,6 +22,7 @@ from gradtest._src.hand_written import hand_written_findings
 from gradtest._src.inputs import Inputs, Point
 from gradtest._src.lifting import Evaluator, is_inexact, widen
 from gradtest._src.matching import match_results
+from gradtest._src.options import Options
 from gradtest._src.primal import solver_findings, value_trouble
 from gradtest._src.program import Program, Values, trace_program
 from gradtest._src.rounding import judge_rounding

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 import jax
 
 from gradtest._src import seeding, variants
-from gradtest._src.check import Options
 from gradtest._src.findings import Report, Verdict
+from gradtest._src.options import Options
 from gradtest._src.report import text
 from gradtest._src.variants import MessageOptions
 

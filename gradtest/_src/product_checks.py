@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from gradtest._src.check import Check, Claiming, Claims, Options, is_missing_mode
+from gradtest._src.check import Check
+from gradtest._src.claiming import Claiming, Claims, is_missing_mode
 from gradtest._src.claims import Claim, output_seed
 from gradtest._src.findings import Report
 from gradtest._src.inputs import Inputs, Point
 from gradtest._src.linear import nonlinear_findings
+from gradtest._src.options import Options
 from gradtest._src.product_claims import (
     Product,
     hvp_claim,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gradtest._src import product_checks
-from gradtest._src.check import DEFAULT_RTOL
 from gradtest._src.findings import Report
 from gradtest._src.implementations import AgreementCheck
 from gradtest._src.keywords import Inconclusive, Keywords, require_callable, settled
+from gradtest._src.options import DEFAULT_RTOL
 
 PyTree = Any
 

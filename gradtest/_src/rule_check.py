@@ -6,12 +6,13 @@ import dataclasses
 import math
 from typing import Any
 
-from gradtest._src import check as _check
 from gradtest._src import intentions, jaxprs
 from gradtest._src.case import Case
-from gradtest._src.check import Check, Claims, Options
+from gradtest._src.check import Check
+from gradtest._src.claiming import Claims, autodiff_claims
 from gradtest._src.findings import Finding, Gap, Verdict
 from gradtest._src.inputs import Inputs, Point
+from gradtest._src.options import Options
 from gradtest._src.program import Program
 from gradtest._src.rule_call import RuleCall, TracedAnew
 from gradtest._src.rules import RuleUse
@@ -40,7 +41,7 @@ class RuleCheck(Check):
         )
 
     def _claims_of(self, traced: Program, point: Point) -> Claims:
-        claims = _check.autodiff_claims(self.options)(traced, point)
+        claims = autodiff_claims(self.options)(traced, point)
         own = claims.beside
 
         def beside(case: Case) -> list[Finding]:
