@@ -23,6 +23,7 @@ from gradtest._src.gaps import LeafGap, as_number, leaf_gap
 from gradtest._src.kinks import NearbyGradients, sample_nearby
 from gradtest._src.locate import locate_entry, measured_gradient
 from gradtest._src.primal import value_trouble
+from gradtest._src.symmetric import is_right_for_symmetric
 
 # Where error estimates hide more than this part of a slope, nothing is concluded.
 _SWAMPED = 0.05
@@ -337,33 +338,11 @@ class FormulaJudge:
         )
 
     def _is_right_for_symmetric(self, i: int) -> bool:
-        """Whether a symmetric matrix's gradient is right for symmetric changes of it.
-
-        So are textbook gradients, and JAX's own of functions that read one triangle,
-        Cholesky's among them. Only a claim that is symmetric itself, or that is the
-        exact derivative, is taken for such a one.
-        """
-        case, claimed = self.case, self.claimed[i]
         if self.exact is None:
             return False
-        part, exact_part = (case.symmetric(i, g) for g in (claimed, self.exact[i]))
-        limits = {"rtol": case.rtol, "floor": self.floors[i]}
-        is_own = not leaf_gap(claimed, part, **limits).is_exceeded
-        agrees = not leaf_gap(claimed, self.exact[i], **limits).is_exceeded
-        if leaf_gap(part, exact_part, **limits).is_exceeded or not (is_own or agrees):
-            return False
-        scale = float(case.contributions(self.claimed)[i])
-        for k in range(_DIRECTIONS):
-            drawn = case.direction(i, f"symmetric {k}")
-            direction = case.symmetric(i, drawn)
-            if direction is drawn:
-                return False
-            slope = case.measure({i: direction}, scale)
-            allowed = case.rtol * scale + 3 * slope.error
-            gap = slope.distance(pair(self.claimed[i], direction))
-            if gap > allowed or allowed > _SWAMPED * scale:
-                return False
-        return True
+        return is_right_for_symmetric(
+            self.case, i, self.claimed, self.exact[i], self.floors[i]
+        )
 
     def _loop_explains(
         self, i: int, direction: np.ndarray, slope: Slope, distance: float

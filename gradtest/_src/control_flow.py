@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradtest._src import jaxprs
-from gradtest._src import pallas as _pallas  # noqa: F401  registers
 from gradtest._src.jaxprs import Eqn, Jaxpr
 from gradtest._src.lifting import Evaluator, Points, at_points, handles, points_of
 
