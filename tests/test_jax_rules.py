@@ -8,8 +8,9 @@ from flax import nnx
 
 import gradtest
 from gradtest import GradientInconclusive, GradientMismatch
-from tests import jax_rules
-from tests.jax_rules import FP8, FUNCTIONS, LINEN, NNX, Entry
+from tests import flax_layers, jax_rules
+from tests.flax_layers import FP8, LINEN, NNX
+from tests.jax_rules import FUNCTIONS, Entry
 
 # What calls a custom rule; every other entry of the tables calls none.
 _CALLERS = {
@@ -149,15 +150,15 @@ def test_every_public_function_is_in_the_tables(module, known):
 
 @pytest.mark.core
 def test_every_layer_is_in_the_tables():
-    assert jax_rules.layers(nn) <= {*LINEN, *FP8}
-    assert jax_rules.layers(nnx) <= {*NNX}
+    assert flax_layers.layers(nn) <= {*LINEN, *FP8}
+    assert flax_layers.layers(nnx) <= {*NNX}
 
 
 @pytest.mark.parametrize(
     ("library", "table"), [(nn, LINEN), (nnx, NNX)], ids=["linen", "nnx"]
 )
 def test_rules_of_layers_are_those_of_their_activations(library, table):
-    for entry in jax_rules.layer_entries(library, table):
+    for entry in flax_layers.layer_entries(library, table):
         fn, args = entry.make()
         if entry.name in ("flax.linen.BatchApply", "flax.linen.Sequential"):
             (rule,) = gradtest.assert_custom_rules_match(fn, *args).rules
@@ -168,7 +169,7 @@ def test_rules_of_layers_are_those_of_their_activations(library, table):
 
 @pytest.mark.parametrize("name", FP8)
 def test_products_in_8_bits_differ_from_their_functions_on_purpose(name):
-    (entry,) = jax_rules.layer_entries(nn, {name: FP8[name]})
+    (entry,) = flax_layers.layer_entries(nn, {name: FP8[name]})
     fn, args = entry.make()
     with pytest.raises(GradientMismatch):
         gradtest.assert_custom_rules_match(fn, *args, order=1)

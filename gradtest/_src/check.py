@@ -21,9 +21,9 @@ from gradtest._src import (
 from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
 from gradtest._src.claiming import Claiming, Claims
-from gradtest._src.compare import judge_formula, overrules_exact
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
+from gradtest._src.formula import judge_formula, overrules_exact
 from gradtest._src.hand_written import hand_written_findings
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
 from gradtest._src.lifting import is_inexact, widen

@@ -15,8 +15,8 @@ from gradtest._src.approximation import explain_gaps, literal_reach
 from gradtest._src.case import Case, norm
 from gradtest._src.check import Check
 from gradtest._src.claiming import Claims, is_missing_mode
-from gradtest._src.compare import judge_formula
 from gradtest._src.findings import Cause, Finding, Gap, Verdict
+from gradtest._src.formula import judge_formula
 from gradtest._src.gaps import LeafGap, leaf_gap
 from gradtest._src.hand_written import hand_written_findings
 from gradtest._src.inputs import Inputs, Point
