@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gradtest._src import jaxprs
 from gradtest._src.jaxprs import kernels
 from gradtest._src.jaxprs.kernels import Kernel, Window
 from gradtest._src.lifting import Evaluator, Points, at_points, lifted_dtype
@@ -53,7 +54,7 @@ def evaluate_kernel(
         )
         return [view.written(r) for view, r in zip(views, results, strict=True)]
 
-    axes = frozenset().union(*(kernels.varying_axes(x) for p in points for x in p))
+    axes = frozenset().union(*(jaxprs.vma(x) for p in points for x in p))
     start = [[_varying(x, axes) for x in memory.start] for memory in memories]
     # Of a static length the loop is a scan, which has a derivative in reverse mode.
     steps = functools.reduce(jnp.multiply, sizes) if dynamic else math.prod(sizes)
@@ -64,7 +65,7 @@ def evaluate_kernel(
 
 def _varying(value: Any, axes: frozenset[Any]) -> Any:
     """Lets a value differ along the mesh axes along which the operands do."""
-    missing = tuple(axes - kernels.varying_axes(value))
+    missing = tuple(axes - jaxprs.vma(value))
     return lax.pcast(value, missing, to="varying") if missing else value
 
 

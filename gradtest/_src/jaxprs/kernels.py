@@ -136,12 +136,6 @@ def parts(eqn: Any) -> tuple[Any, ...]:
     return kernel.program, scoped, windows, layout, tuple(sorted(others))
 
 
-def varying_axes(value: Any) -> frozenset[Any]:
-    """Returns the mesh axes along which a value differs, inside of a `shard_map`."""
-    manual = getattr(jax.typeof(value), "manual_axis_type", None)
-    return getattr(manual, "varying", frozenset())
-
-
 def _read(eqn: Any) -> Kernel | None:
     params, mapping = eqn.params, eqn.params["grid_mapping"]
     foreign = (params["mesh"], mapping.local_grid_env, mapping.get_grid_indices)
