@@ -39,6 +39,9 @@ class Claim:
       by_hand: What hand-written thing maps the seed, and so must be linear in it: "the
         rule", or the name of a function; empty where nothing does.
       seed_name: What that calls the seed.
+      is_apart: Whether it runs on devices of its own, compiled by itself: a parallel
+        step, which is judged by what one device computes.
+      mesh: The mesh that `call` finds around it, if any.
     """
 
     mode: str
@@ -50,11 +53,14 @@ class Claim:
     is_autodiff: bool = False
     by_hand: str = ""
     seed_name: str = "cotangent"
+    is_apart: bool = False
+    mesh: Any = None
 
     @functools.cached_property
     def key(self) -> Hashable:
         """Equal for claims of the same structure."""
-        return self.mode, self.is_autodiff, structure_key(self.jaxpr)
+        own = structure_key(self.jaxpr)
+        return self.mode, self.is_autodiff, self.is_apart, own
 
 
 def reverse_claim(
@@ -116,17 +122,26 @@ def trace_claim(
     seed: Values,
     variant: Callable[..., Any] | None,
     *,
-    has_value: bool = False,
+    has_value: bool | None = False,
 ) -> Claim:
     """Traces a claim; under a variant, as the variant makes it.
+
+    Args:
+      mode: "rev" or "fwd".
+      program: What it is a derivative of.
+      point: Where it is traced.
+      call: Takes moving leaves, held values and the seed.
+      seed: Cotangents of the outputs, or tangents of the leaves.
+      variant: What `call` runs under.
+      has_value: Whether `call` returns the function's results first; None where only
+        what it returns can tell.
 
     Raises:
       TypeError: The variant changes what the function returns.
     """
     arguments = [list(point.moving), list(program.held(point)), seed]
     moving, outputs = program.inputs.moving, program.outputs
-    shapes = [item.shape for item in outputs] if has_value else []
-    shapes += [item.shape for item in (moving if mode == "rev" else outputs)]
+    derived = [item.shape for item in (moving if mode == "rev" else outputs)]
     run = call if variant is None else variants.apply_variant(variant, call)
     traced = run
     if variant is not None and variants.only_places_arguments(variant):
@@ -146,6 +161,10 @@ def trace_claim(
     if leaked:
         raise _leak(f" ({describe(leaked[0])})")
     found = [tuple(aval.shape) for aval in jaxpr.out_avals]
+    if has_value is None:
+        has_value = len(found) > len(derived)
+    shapes = [item.shape for item in outputs] if has_value else []
+    shapes += derived
     devices = 0
     if found != shapes:
         devices = found[0][0] if found and found[0] else 0

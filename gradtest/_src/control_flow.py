@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradtest._src import jaxprs
+from gradtest._src import homes, jaxprs
 from gradtest._src.jaxprs import Eqn, Jaxpr
 from gradtest._src.lifting import Evaluator, Points, at_points, handles, points_of
 
@@ -142,7 +142,7 @@ def _laid_out(operand: Any, spec: Any, mesh: Any) -> Any:
     explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
     if not explicit or jax.typeof(operand).sharding.spec == spec:
         return operand
-    return jax.sharding.reshard(operand, spec)
+    return jax.sharding.reshard(operand, jax.sharding.NamedSharding(mesh, spec))
 
 
 @handles("shard_map")
@@ -165,7 +165,7 @@ def _shard_map(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
 
     results, residual = jax.shard_map(
         body,
-        mesh=region.mesh,
+        mesh=homes.moved(region.mesh),
         in_specs=tuple([list(region.in_specs)] * len(points)),
         out_specs=(
             [list(region.out_specs)] * len(points),

@@ -209,7 +209,7 @@ def _sign(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
         return None
     return Cause(
         "sign flipped",
-        f"the sign is flipped: claimed = -1 x true in {_all(claimed)}",
+        f"the sign is flipped: claimed = -1 x true in {all_entries(claimed)}",
         "negate the result",
     )
 
@@ -228,7 +228,7 @@ def _factor(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
     sign = "with its sign flipped and " if factor < 0 else ""
     return Cause(
         "constant factor",
-        f"it is {sign}{word} in {_all(claimed)}",
+        f"it is {sign}{word} in {all_entries(claimed)}",
         f"multiply by {1 / factor:.6g}; look for a missing or doubled factor, or a "
         "sum where a mean is",
     )
@@ -327,7 +327,8 @@ def _where_it_differs(claimed: np.ndarray, truth: np.ndarray, rtol: float) -> Ca
     )
 
 
-def _all(array: np.ndarray) -> str:
+def all_entries(array: np.ndarray) -> str:
+    """Names all entries of an array."""
     return "its one entry" if array.size == 1 else f"all {array.size} entries"
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+from gradtest._src import homes, spanning, variants
 
 # A check runs each program a few times, so optimising machine code costs more than it
 # saves; matrix products call a library and are as fast either way. The second option is
@@ -63,20 +66,51 @@ def working_precision() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def float64() -> Iterator[None]:
-    """Settings for lifted programs: float64, on the CPU, no checks of the user's."""
+def float64(*, stays: str = "") -> Iterator[None]:
+    """Settings for lifted programs: float64, at home, no checks of the user's.
+
+    Args:
+      stays: Why the program must stay on the devices that it runs on, if so; see
+        `homes.lifting`.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(working_precision())
         stack.enter_context(jax.enable_x64(True))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
         stack.enter_context(jax.numpy_rank_promotion("allow"))
-        if jax.default_backend() != "cpu":
-            stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
+        stack.enter_context(homes.lifting(stays))
         yield
 
 
+@contextlib.contextmanager
+def on_mesh(mesh: Any) -> Iterator[None]:
+    """Settings for a program that takes its mesh from its surroundings, if any."""
+    mesh = homes.moved(mesh)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        yield
+
+
+@contextlib.contextmanager
+def float64_on(mesh: Any, *, stays: str = "") -> Iterator[None]:
+    """Settings for lifted programs that need a mesh around them."""
+    with float64(stays=stays), on_mesh(mesh):
+        yield
+
+
+# How programs, and why they run where they do, are told where Chex forbids it.
+_ITSELF = "the program itself", "the backend that it runs on"
+_IN_FLOAT64 = (
+    "the float64 form of the program, by which it is judged,",
+    "where float64 is native; the program itself runs where it did",
+)
+
+
 class Compiled:
-    """A program compiled for one set of shapes; runs under the settings it had."""
+    """A program compiled for one set of shapes; runs under the settings it had.
+
+    Attributes:
+      why: Why it runs on an accelerator, where it should run on the CPU.
+    """
 
     def __init__(
         self,
@@ -87,11 +121,24 @@ class Compiled:
         quickly: bool = True,
     ):
         self._settings = settings
-        self._quickly = quickly
+        self._told = _ITSELF if settings is working_precision else _IN_FLOAT64
+        # What is jitted or mapped already keeps its own settings.
+        lowerable: Any = function if hasattr(function, "lower") else jax.jit(function)
         with settings():
-            self._lowered: Any = jax.jit(function).lower(*arguments)
+            self._lowered: Any = lowerable.lower(*arguments)
+            # An accelerator's compiler is to do as it does for the user's programs.
+            self._quickly = quickly and not homes.keeps_accelerator()
         self._lock = threading.Lock()
         self._executable: Any = None
+        self.why = ""
+
+    @property
+    def devices(self) -> tuple[Any, ...]:
+        """The devices that the program is compiled for."""
+        self.compile()
+        shardings = jax.tree_util.tree_leaves(self._executable.output_shardings)
+        found = set().union(*(sharding.device_set for sharding in shardings))
+        return tuple(sorted(found, key=lambda device: device.id))
 
     def out_shapes(self) -> Any:
         """Returns the tree of result shapes and dtypes, before it is compiled."""
@@ -99,7 +146,7 @@ class Compiled:
 
     def compile(self) -> Compiled:
         """Compiles now, if that has not happened yet; other threads may do the same."""
-        with self._lock:
+        with self._lock, variants.explaining_refusals(*self._told):
             if self._executable is None:
                 compile_it = _compile_quickly if self._quickly else _compile
                 self._executable = compile_it(self._lowered)
@@ -147,9 +194,51 @@ def cached(key: Hashable, make: Callable[[], Any]) -> Any:
     return made
 
 
-def lifted(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
-    """Lowers a lifted program for the CPU."""
-    return Compiled(function, arguments, float64)
+def lifted(
+    function: Callable[..., Any], arguments: Sequence[Any], *, mesh: Any = None
+) -> Compiled:
+    """Lowers a lifted program for its home: see `homes`.
+
+    Args:
+      function: The program.
+      arguments: Its arguments, or their shapes.
+      mesh: The mesh that it needs around it, if any.
+    """
+    own = homes.default_device()
+    try:
+        return Compiled(function, arguments, functools.partial(float64_on, mesh))
+    except NotImplementedError as error:
+        why = str(error).partition(":")[0]
+        if not homes.is_for_accelerators(error, own):
+            raise
+    # The wrapper is new to JAX, which remembers the trace for the CPU.
+    return _Staying(lambda *args: function(*args), arguments, mesh, why)
+
+
+class _Staying(Compiled):
+    """A lifted program that stays on the accelerator, with float64 of its own."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[Any],
+        mesh: Any,
+        why: str,
+    ):
+        settings = functools.partial(float64_on, mesh, stays=why)
+        super().__init__(function, _loose(arguments), settings)
+        self.why = why
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the program on arguments that were laid out for the CPU."""
+        return super().__call__(*_loose(arguments))
+
+
+def _loose(tree: Any) -> Any:
+    """Returns a tree in which no array is spread over devices of the CPU."""
+    return jax.tree_util.tree_map(
+        lambda leaf: leaf if spread_of(leaf) is None else np.asarray(leaf), tree
+    )
 
 
 def working(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
@@ -157,7 +246,7 @@ def working(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
 
     On an accelerator it is compiled as the user's own programs are.
     """
-    quickly = jax.default_backend() == "cpu"
+    quickly = homes.platform_of(homes.default_device()) == "cpu"
     return Compiled(function, arguments, working_precision, quickly=quickly)
 
 
@@ -191,7 +280,7 @@ def at_home(value: Any) -> Any:
         value.dtype, jax.dtypes.prng_key
     ):
         return value
-    words = np.asarray(jax.random.key_data(value))
+    words = spanning.whole(jax.random.key_data(value))
     with float64():
         return jax.random.wrap_key_data(
             jax.numpy.asarray(words), impl=jax.random.key_impl(value)
@@ -203,18 +292,29 @@ def spread(array: Any, sharding: Any) -> Any:
     if sharding is None:
         return array
     with float64():
-        return jax.device_put(array, sharding)
+        layout = homes.moved(sharding)
+        return array if layout is None else spanning.laid_out(array, layout)
+
+
+def copied(tree: Any) -> Any:
+    """Returns a tree with copies of its arrays, each where the array lies."""
+    return jax.tree_util.tree_map(
+        lambda leaf: jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) else leaf, tree
+    )
 
 
 def on_device(arrays: Sequence[Any]) -> list[Any]:
     """Puts the arguments of many lifted calls on the device once."""
     with float64():
-        return [jax.device_put(array) for array in arrays]
+        return [
+            array if spanning.spans(array) else jax.device_put(array)
+            for array in arrays
+        ]
 
 
 def to_host(tree: Any) -> Any:
     """Returns a tree of arrays as NumPy arrays, floating ones in float64."""
-    return jax.tree_util.tree_map(_to_host, tree)
+    return jax.tree_util.tree_map(_to_host, spanning.brought_home(tree))
 
 
 def _to_host(value: Any) -> Any:

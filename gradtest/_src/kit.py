@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import control_flow as _control_flow  # noqa: F401  registers
-from gradtest._src import dataflow, execution, jaxprs, solvers
+from gradtest._src import dataflow, execution, homes, jaxprs, solvers
 from gradtest._src import pallas as _pallas  # noqa: F401  registers
 from gradtest._src import primitives as _primitives  # noqa: F401  registers
 from gradtest._src.claims import Claim
@@ -52,12 +52,16 @@ class Kit:
     ):
         self.islands: set[str] = set()
         self.why_no_exact = ""
-        base, moved_by, working = self._functions(program, claim, forward)
+        claimed, base, moved_by, working = self._functions(program, claim, forward)
         # Kept for loops alone: it holds the traced program and its constants.
         loops = "while" in jaxprs.primitives(program.jaxpr)
         self._moved_by = moved_by if loops else None
         at = arguments
         tangents = at.moving if forward else []
+        programs = []
+        if claim.is_apart:
+            self.claimed = execution.lifted(claimed, at.claimed, mesh=claim.mesh)
+            programs.append(self.claimed)
         self.base = execution.lifted(
             base, [at.moving, at.held, at.seed, tangents, at.consts]
         )
@@ -67,11 +71,20 @@ class Kit:
         )
         self.moved = execution.lifted(moved_by(0), self._moved_shapes)
         self._overrunning = {0: self.moved}
-        programs = [self.base, self.moved]
+        programs += [self.base, self.moved]
         if works:
             self.working = execution.working(working, at.working)
             programs.append(self.working)
         execution.compile_together(programs)
+        in_float64 = self.claimed if claim.is_apart else self.base
+        self.truth_devices, self.why_there = in_float64.devices, in_float64.why
+        if works:
+            self.claim_devices = self.working.devices
+        else:
+            arrays = [*at.working[0], *at.working[1]]
+            self.claim_devices = jaxprs.mesh_devices(
+                claim.jaxpr
+            ) or homes.claim_devices(arrays)
         # What only constants pass through is exact: a draw, a table.
         self.islands &= _reached(program, claim, len(at.moving), len(at.seed))
 
@@ -86,7 +99,7 @@ class Kit:
 
     def _functions(
         self, program: Program, claim: Claim, forward: Claim | None
-    ) -> tuple[Any, Any, Any]:
+    ) -> tuple[Any, Any, Any, Any]:
         shares = shares_exact(program, claim)
         solver_only = frozenset(dataflow.solver_only_stops(program.jaxpr))
         audit = None
@@ -103,11 +116,17 @@ class Kit:
             }
             return Evaluator(hoisted=hoisted, solver_only=solver_only, **settings)
 
+        def claimed(moving: Any, held: Any, seed: Any, consts: Any) -> dict[str, Any]:
+            run = evaluator(consts, solver_audit=audit, islands=self.islands)
+            found = run(claim.jaxpr, [*moving, *held, *seed])
+            return {"claimed": found, "residual": run.residual}
+
         def base(
             moving: Any, held: Any, seed: Any, tangents: Any, consts: Any
         ) -> dict[str, Any]:
-            claimed_run = evaluator(consts, solver_audit=audit, islands=self.islands)
-            claimed = claimed_run(claim.jaxpr, [*moving, *held, *seed])
+            under_test = {}
+            if not claim.is_apart:
+                under_test = claimed(moving, held, seed, consts)
             values, exact, stops = self._exact(
                 program,
                 None if shares else claim.mode,
@@ -125,11 +144,10 @@ class Kit:
             return {
                 "values": values,
                 "slopes": slopes,
-                "claimed": claimed,
                 "exact": exact,
                 "plain": plain,
-                "residual": claimed_run.residual,
                 "stops": stops,
+                **under_test,
             }
 
         def moved_by(overrun: int) -> Any:
@@ -146,13 +164,14 @@ class Kit:
             run = evaluator(consts, wide=False)
             return run(claim.jaxpr, [*moving, *held, *seed])
 
-        return base, moved_by, working
+        return claimed, base, moved_by, working
 
     def _exact(
         self, program: Program, mode: str | None, evaluator: Any, at: Any
     ) -> tuple[Values, Values | None, list[Any]]:
         """Returns values, rule-free derivative or None, and the stopped values."""
         moving, held, seed = at
+        self.why_no_exact = ""
         recorder = Recorder()
         if mode is None:
             values = program.mathematics(evaluator(recorder), moving, held)
@@ -190,18 +209,23 @@ def pushforward(
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """The arguments of the compiled programs at one point."""
+    """The arguments of the compiled programs at one point.
+
+    Those of the claim in float64 are the same arrays, but for a claim that is compiled
+    apart: then they lie on its own devices, and the others at home.
+    """
 
     moving: list[Any]
     held: list[Any]
     seed: list[Any]
     consts: list[Any]
     working: list[Any]
+    claimed: list[Any]
 
     def flat(self) -> list[Any]:
         """Returns every array in one list."""
         parts = (self.moving, self.held, self.seed, self.consts, self.working)
-        return jax.tree_util.tree_leaves(parts)
+        return jax.tree_util.tree_leaves([parts, self.claimed])
 
 
 def constants_of(

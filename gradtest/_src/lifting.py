@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import dtypes, lax
 
-from gradtest._src import jaxprs
+from gradtest._src import jaxprs, spanning
 from gradtest._src.jaxprs import Eqn, Jaxpr
 
 Handler = Callable[["Evaluator", Eqn, list[Any]], Sequence[Any]]
@@ -56,7 +56,7 @@ def widen(value: Any) -> Any:
         value = value.astype(dtype)
     if dtypes.issubdtype(dtype, dtypes.extended):
         return value
-    array = np.asarray(value)
+    array = spanning.whole(value)
     return array.astype(lifted_dtype(array.dtype), copy=False)
 
 

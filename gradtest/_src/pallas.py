@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradtest._src import jaxprs
+from gradtest._src import homes, jaxprs
 from gradtest._src.grid import blank, evaluate_kernel
 from gradtest._src.jaxprs import Eqn, kernels
 from gradtest._src.jaxprs.kernels import Kernel
@@ -40,7 +40,7 @@ def _pallas_call(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]
     kernel = kernels.read_pallas_call(eqn)
     if kernel is None or not _runs(eqn, kernel, run.wide):
         return _interpreted(run, eqn, operands)
-    on_device = not run.wide and jax.default_backend() != "cpu"
+    on_device = not run.wide and not homes.is_on_cpu()
     points = points_of(run, eqn, operands)
     inner = run.fork(stops=None, solver_audit=None)
 
@@ -108,7 +108,7 @@ def _interpreted(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]
     if run.wide:
         run.islands.add(eqn.primitive.name)
     params = eqn.params
-    if run.wide or jax.default_backend() == "cpu":
+    if homes.is_on_cpu():
         params = kernels.interpreted(params)
         _require_interpreter(eqn)
 
@@ -136,6 +136,7 @@ def _require_interpreter(eqn: Eqn) -> None:
     error = _lowering_error(interpret, [_shape(atom) for atom in eqn.invars])
     if error is None:
         return
+    homes.require_accelerator(f"the Pallas kernel {kernels.name_of(eqn)!r}")
     raise NotImplementedError(
         f"gradtest: the Pallas kernel {kernels.name_of(eqn)!r} runs on its accelerator "
         f"alone. Neither float64 nor the interpreter on a CPU takes it: {error}"

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from gradtest._src import jaxprs
+from gradtest._src import homes, jaxprs
 from gradtest._src.jaxprs import Eqn, Jaxpr
 from gradtest._src.lifting import (
     Evaluator,
@@ -51,8 +51,15 @@ def _unmoved(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
 
 
 # The draws of some depend on the dtype: a lifted draw would be another number.
-@handles(*jaxprs.FOREIGN, "random_gamma", "rng_uniform", "nextafter")
+@handles(*jaxprs.CALLBACKS, "random_gamma", "rng_uniform", "nextafter")
 def _own_precision(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    return run.in_own_precision(eqn, operands)
+
+
+@handles(*jaxprs.COMPILED)
+def _compiled(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+    """Runs what was compiled for one kind of device, there and in its own precision."""
+    homes.require_accelerator(eqn.primitive.name)
     return run.in_own_precision(eqn, operands)
 
 

@@ -11,14 +11,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gradtest._src import diagnose, jaxprs
+from gradtest._src import diagnose, homes, jaxprs, matmuls
 from gradtest._src.case import NOISE_FLOOR, Case, norm
 from gradtest._src.differences import magnitude
 from gradtest._src.findings import Cause, Finding, Gap, Verdict, worst
+from gradtest._src.matmuls import Format
 from gradtest._src.program import Values
 
 # The floor: units in the last place, and what they may come to in half precision.
 _ULPS, _MOST_FLOOR = 128, 1 / 16
+# The same for products of matrices that are coarser than their dtype: what a few of
+# them in a row come to.
+_PRODUCT_ULPS = 8
 # How much worse than plain autodiff a rule may round.
 _FACTOR, _LEAST_FACTOR, _LARGE = 8, 2, 1 / 4
 # Without a rule-free derivative: what an unstable formula must exceed, as a root.
@@ -91,6 +95,24 @@ def judge_pushed_rounding(
     return [dataclasses.replace(f, rounding=numbers) for f in findings] + wrong
 
 
+def product_note(case: Case) -> str:
+    """Says by what products of matrices round, where that is not their dtype."""
+    found = _products(case)
+    if found is None:
+        return ""
+    platform = homes.platform_of(case.bench.claim_device)
+    return (
+        f"precision: matrix products on {platform} round to {found.name} (eps "
+        f"{found.eps:.1e}), and the rounding gap is judged by that"
+    )
+
+
+def _products(case: Case) -> Format | None:
+    """Returns what products of the claim round to, where that is coarser than all."""
+    found = matmuls.coarsest(case.claim.jaxpr, case.bench.claim_device)
+    return found if found is not None and found.eps > case.working_eps else None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Seen:
     """A claim in working precision beside itself in float64, item by item."""
@@ -107,7 +129,8 @@ def _read(
 ) -> _Seen | None:
     """Returns what working precision makes of the claim; None where it is float64."""
     is_widest = case.working_eps <= float(np.finfo(np.float64).eps)
-    if is_widest and not jaxprs.narrows(case.claim.jaxpr):
+    runs_alike = not case.claim.is_apart and not jaxprs.narrows(case.claim.jaxpr)
+    if is_widest and runs_alike:
         return None  # it is what the lifted claim is: nothing to compare with
     lifted = case.readings.claimed
     values, worked = case.bench.read_working(case.point, lifted)
@@ -116,10 +139,11 @@ def _read(
             cause = diagnose.value_overflows(output.name, value)
             return _Seen([], [], [], [], cause)
     gaps = [_gap(w, c) for w, c in zip(worked, lifted, strict=True)]
-    allowed = _floors(case, lifted, rounding_rtol)
+    products = _products(case)
+    allowed = _floors(case, lifted, rounding_rtol, products)
     if any(gap > limit for gap, limit in zip(gaps, allowed, strict=True)):
         measure = case if yardstick is None else yardstick()
-        allowed = _measured_allowance(measure, lifted, allowed)
+        allowed = _measured_allowance(measure, lifted, allowed, _spacing(products))
     return _Seen(worked, lifted, gaps, allowed)
 
 
@@ -139,19 +163,27 @@ def _gap(worked: np.ndarray, lifted: np.ndarray) -> float:
     return gap if np.isfinite(gap) else np.inf
 
 
-def _floors(case: Case, lifted: Values, rounding_rtol: float | None) -> list[float]:
+def _spacing(products: Format | None) -> float:
+    return 0.0 if products is None else products.eps
+
+
+def _floors(
+    case: Case, lifted: Values, rounding_rtol: float | None, products: Format | None
+) -> list[float]:
+    eps = max(case.working_eps, _spacing(products))
     relative = rounding_rtol
     if relative is None:
         relative = min(_ULPS * case.working_eps, _MOST_FLOOR)
+        relative = max(relative, _PRODUCT_ULPS * _spacing(products))
     scales = _scales(case)
     parts = [norm(c) * scale for c, scale in zip(lifted, scales, strict=True)]
     largest = max(parts, default=0.0)
     # A gradient that is zero by cancellation keeps the rounding of its terms.
-    cancelled = 4 * case.working_eps * largest
+    cancelled = 4 * eps * largest
     # A second derivative may be so small that the first one's own rounding hides it.
     hidden = 0.0
     if case.program.order > 1 and case.claim.mode == "rev":
-        hidden = case.working_eps * magnitude(case.readings.values, case.weights)
+        hidden = eps * magnitude(case.readings.values, case.weights)
     return [
         relative * norm(c)
         + (cancelled / scale if part < NOISE_FLOOR * largest else 0.0)
@@ -160,12 +192,14 @@ def _floors(case: Case, lifted: Values, rounding_rtol: float | None) -> list[flo
     ]
 
 
-def _measured_allowance(case: Case, lifted: Values, floors: list[float]) -> list[float]:
+def _measured_allowance(
+    case: Case, lifted: Values, floors: list[float], product_eps: float
+) -> list[float]:
     """Widens the floors by what the rule-free derivative itself loses."""
     plain = case.bench.read_working_exact(case.point)
     exact = case.readings.exact
     if plain is None or exact is None:
-        relative = case.working_eps**_UNMEASURED_ROOT
+        relative = max(case.working_eps, product_eps) ** _UNMEASURED_ROOT
         return [max(f, relative * norm(c)) for f, c in zip(floors, lifted, strict=True)]
     losses = [norm(p - e) for p, e in zip(plain, exact, strict=True)]
     shaken = _losses_of_operands(case)
@@ -177,9 +211,7 @@ def _measured_allowance(case: Case, lifted: Values, floors: list[float]) -> list
     ]
     usual = float(np.median(parts)) if parts else 0.0
     return [
-        max(
-            floor, _allowance(loss if np.isfinite(loss) else 0.0, usual, norm(c)), moved
-        )
+        max(floor, allowance(loss if np.isfinite(loss) else 0.0, usual, norm(c)), moved)
         for floor, loss, moved, c in zip(floors, losses, shaken, lifted, strict=True)
     ]
 
@@ -205,7 +237,7 @@ def _losses_of_operands(case: Case) -> list[float]:
     return most
 
 
-def _allowance(loss: float, usual: float, scale: float) -> float:
+def allowance(loss: float, usual: float, scale: float) -> float:
     """Returns what a rule may lose where plain autodiff loses `loss`.
 
     A multiple of it; a smaller one where that would come to a part of the gradient

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradtest._src import spanning
+
 # An old-style key is an array of words, whose number tells the kind.
 _OLD_STYLE_KINDS = {2: "threefry2x32", 4: "rbg"}
 
@@ -127,7 +129,7 @@ def _checked_key(key: jax.Array | int) -> jax.Array | int:
 
 def _words(key: jax.Array) -> np.ndarray:
     """Returns the uint32 words of one key."""
-    return np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
+    return spanning.own_copy(jax.random.key_data(key) if _is_typed(key) else key)
 
 
 def _problem(key: object) -> str | None:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradtest._src import dataflow, execution
+from gradtest._src import dataflow, execution, homes
 from gradtest._src.claims import Claim
+from gradtest._src.copies import Copies, read_copies
 from gradtest._src.differences import Line
 from gradtest._src.inputs import Point
 from gradtest._src.kit import (
@@ -44,6 +45,7 @@ class Readings:
       slopes: Tangents of the outputs by the forward-mode derivative, where it is read.
       residual: Largest relative residuals by `solvers.SolveKind`.
       stops: The base point's stopped values, for `Bench.line`.
+      copies: What each device holds of `claimed`.
     """
 
     values: Values
@@ -54,6 +56,7 @@ class Readings:
     residual: np.ndarray
     stops: Any
     plain: Values | None = None
+    copies: Sequence[Copies] = ()
 
 
 class Bench:
@@ -83,13 +86,17 @@ class Bench:
           forward: The forward-mode derivative, to be read beside a reverse-mode claim.
           works: Whether the claim is also run in working precision.
         """
-        works = works and not claim.variant
+        works = works and not claim.variant and not claim.is_apart
         self.program = program
         self.claim = claim
         self.forward = forward
         self.seed = seed
+        # What each device held of the claim when it last ran in working precision.
+        self.worked: list[Copies] = []
         self._last: tuple[Point, Arguments] | None = None
+        # Where the moving leaves lie; the truth of a claim apart is evaluated at home.
         self._shardings = [execution.spread_of(value) for value in point.moving]
+        self._home = [None] * len(point.moving) if claim.is_apart else self._shardings
         arguments = self._arguments(point)
         self._key = (
             works,
@@ -98,8 +105,9 @@ class Bench:
             forward and forward.key,
             shared_constants(program, claim, forward),
             tuple(map(_signature, arguments.flat())),
-            jax.default_backend(),
+            homes.default_device(),
             jax.sharding.get_abstract_mesh(),
+            claim.mesh,
             jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         )
         self._kit: Kit = execution.cached(
@@ -115,6 +123,17 @@ class Bench:
     def islands(self) -> tuple[str, ...]:
         """Names of the primitives that could not be lifted."""
         return tuple(sorted(self._kit.islands))
+
+    @property
+    def claim_device(self) -> Any:
+        """A device on which the claim runs in its own precision."""
+        return self._kit.claim_devices[0]
+
+    @property
+    def devices(self) -> str:
+        """Says where truth and claim ran; empty where all of it was on the CPU."""
+        kit = self._kit
+        return homes.describe(kit.truth_devices, kit.claim_devices, kit.why_there)
 
     @property
     def why_no_exact(self) -> str:
@@ -137,23 +156,26 @@ class Bench:
             for const in constants_of(self.program, self.claim, self.forward)
         ]
         moving = list(point.moving)
-        return Arguments(
-            self._spread([widen(value) for value in moving]),
+        wide = [[widen(value) for value in part] for part in (moving, held, self.seed)]
+        wide_consts = [widen(value) for value in consts]
+        placed = [
+            _spread(wide[0], self._shardings),
             [
-                execution.spread(execution.at_home(widen(v)), execution.spread_of(v))
-                for v in held
+                execution.spread(execution.at_home(wider), execution.spread_of(value))
+                for wider, value in zip(wide[1], held, strict=True)
             ],
-            [widen(value) for value in self.seed],
-            [widen(value) for value in consts],
-            [moving, held, list(self.seed), consts],
-        )
-
-    def _spread(self, by_leaf: Sequence[Any]) -> list[Any]:
-        """Lays arrays over the devices that hold the moving leaves themselves."""
-        return [
-            execution.spread(array, sharding)
-            for array, sharding in zip(by_leaf, self._shardings, strict=True)
         ]
+        at_home = placed
+        if self.claim.is_apart:
+            at_home = [wide[0], [execution.at_home(value) for value in wide[1]]]
+        return Arguments(
+            at_home[0],
+            at_home[1],
+            wide[2],
+            wide_consts,
+            [moving, held, list(self.seed), consts],
+            [*placed, wide[2], wide_consts],
+        )
 
     def lifted_arguments(self, point: Point) -> tuple[Values, Values, Values]:
         """Returns the moving leaves, held values and seed in float64."""
@@ -172,32 +194,60 @@ class Bench:
         """
         at = self._arguments(point)
         seeds = at.seed if seed is None else [widen(value) for value in seed]
-        along = self._spread([widen(value) for value in tangents]) if tangents else []
+        along = list(map(widen, tangents))
+        if along:
+            along = _spread(along, self._home)
         results = self._kit.base(at.moving, at.held, seeds, along, at.consts)
+        if self.claim.is_apart:
+            placed_moving, placed_held, _, consts = at.claimed
+            results |= self._kit.claimed(placed_moving, placed_held, seeds, consts)
         stops = results.pop("stops")  # on the device: only `line` needs them
+        returned = self._copies(results.pop("claimed"))
         found = execution.to_host(results)
-        count = len(self.program.outputs) if self.claim.has_value else 0
-        values, claimed = found["claimed"][:count], found["claimed"][count:]
-        if self.claim.devices:
-            values = _farthest(values, found["values"])
-            claimed = _farthest(claimed, found["exact"])
         exact = found["exact"]
+        values, claimed = self._farthest(returned, found["values"], exact)
         if shares_exact(self.program, self.claim):
             exact = claimed
         slopes = found["slopes"] and found["slopes"][len(self.program.outputs) :]
         if slopes and self.forward and self.forward.devices:
-            slopes = _farthest(slopes, None)
+            slopes = [
+                read_copies(slope, has_device_axis=True).farthest(None)
+                for slope in slopes
+            ]
         residual = found["residual"]
         return Readings(
             found["values"],
-            values if self.claim.has_value else None,
+            values,
             claimed,
             exact,
             slopes,
             np.zeros(4) if residual is None else residual,
             stops,
             found["plain"],
+            returned[len(values or ()) :],
         )
+
+    def _copies(self, results: Sequence[Any]) -> list[Copies]:
+        has_axis = bool(self.claim.devices)
+        return [read_copies(result, has_device_axis=has_axis) for result in results]
+
+    def _farthest(
+        self, returned: list[Copies], values: Values | None, exact: Values | None
+    ) -> tuple[Values | None, Values]:
+        """Returns the values, if any, and the derivative that are farthest off."""
+        count = len(self.program.outputs) if self.claim.has_value else 0
+        found = [
+            copies.farthest(truth)
+            for copies, truth in zip(
+                returned,
+                [
+                    *(values or [None] * count)[:count],
+                    *(exact or [None] * (len(returned) - count)),
+                ],
+                strict=True,
+            )
+        ]
+        return (found[:count] if count else None), found[count:]
 
     def line(
         self,
@@ -218,9 +268,9 @@ class Bench:
         at = self._arguments(point)
         moved = self._kit.overrunning(overrun)
         moving = execution.on_device(at.moving)
-        along = execution.on_device(self._spread(direction))
+        along = execution.on_device(_spread(direction, self._home))
         spread = map(execution.spread_of, jax.tree_util.tree_leaves(stops))
-        if any(self._shardings) or any(sharding is not None for sharding in spread):
+        if any(self._home) or any(sharding is not None for sharding in spread):
             stops = execution.to_host(stops)
 
         def values(t: float) -> Values:
@@ -239,17 +289,16 @@ class Bench:
         from `reference` (the lifted derivative) is returned.
         """
         moving, held, seed, consts = self._arguments(point).working
-        if self.claim.variant:
-            with execution.working_precision():
-                results = execution.to_host(self.claim.call(moving, held, seed))
+        if self.claim.is_apart:
+            moving, held = execution.copied([moving, held])  # the user's may be donated
+        if self.claim.variant or self.claim.is_apart:
+            with execution.working_precision(), execution.on_mesh(self.claim.mesh):
+                results = self.claim.call(moving, held, seed)
         else:
-            results = execution.to_host(self._kit.working(moving, held, seed, consts))
-        count = len(self.program.outputs) if self.claim.has_value else 0
-        values, found = results[:count], results[count:]
-        if self.claim.devices:
-            values = [value[0] for value in values]
-            found = _farthest(found, reference)
-        return (values if self.claim.has_value else None), found
+            results = self._kit.working(moving, held, seed, consts)
+        returned = self._copies(results)
+        self.worked = returned[-len(reference) :]
+        return self._farthest(returned, None, reference)
 
     def read_jittered(
         self, point: Point, shifts: np.ndarray
@@ -263,36 +312,38 @@ class Bench:
           shifts: Relative amounts that the operations' results are off by, in turn.
         """
         at = self._arguments(point)
-        arguments = [at.moving, at.held, at.seed, at.consts, shifts]
         program, claim = self.program, self.claim
+        constants = constants_of(program, claim, self.forward)
+        solver_only = frozenset(dataflow.solver_only_stops(program.jaxpr))
+        exactly = pushforward if claim.mode == "fwd" else _derivative
 
-        def lower() -> execution.Compiled:
-            constants = constants_of(program, claim, self.forward)
-            solver_only = frozenset(dataflow.solver_only_stops(program.jaxpr))
-            has_exact = not self.why_no_exact
+        def jittered(consts: Any, shifts: Any) -> Evaluator:
+            return Evaluator(
+                hoisted=dict(zip(map(id, constants), consts, strict=True)),
+                solver_only=solver_only,
+                jitter=Jitter(shifts),
+            )
 
-            def function(
-                moving: Any, held: Any, seed: Any, consts: Any, shifts: Any
-            ) -> Any:
-                run = Evaluator(
-                    hoisted=dict(zip(map(id, constants), consts, strict=True)),
-                    solver_only=solver_only,
-                    jitter=Jitter(shifts),
-                )
-                claimed = run(claim.jaxpr, [*moving, *held, *seed])
-                if not has_exact:
-                    return claimed, None
-                run = run.fork(stops=Recorder())
-                exactly = pushforward if claim.mode == "fwd" else _derivative
-                return claimed, exactly(program, run, moving, held, seed)[1]
+        def claimed(moving: Any, held: Any, seed: Any, consts: Any, by: Any) -> Values:
+            return jittered(consts, by)(claim.jaxpr, [*moving, *held, *seed])
 
-            return execution.lifted(function, arguments)
+        def exact(moving: Any, held: Any, seed: Any, consts: Any, by: Any) -> Values:
+            run = jittered(consts, by).fork(stops=Recorder())
+            return exactly(program, run, moving, held, seed)[1]
 
-        key = ("jittered", self._key)
-        found, exact = execution.to_host(execution.cached(key, lower)(*arguments))
-        count = len(self.program.outputs) if claim.has_value else 0
-        claimed = found[count:]
-        return (_farthest(claimed, None) if claim.devices else claimed), exact
+        def run(name: str, function: Any, arguments: list[Any], mesh: Any) -> Any:
+            arguments = [*arguments, shifts]
+            return execution.cached(
+                ("jittered", name, self._key),
+                lambda: execution.lifted(function, arguments, mesh=mesh),
+            )(*arguments)
+
+        returned = self._copies(run("claim", claimed, at.claimed, claim.mesh))
+        found = self._farthest(returned, None, None)[1]
+        if self.why_no_exact:
+            return found, None
+        at_home = [at.moving, at.held, at.seed, at.consts]
+        return found, execution.to_host(run("exact", exact, at_home, None))
 
     def read_working_exact(self, point: Point) -> Values | None:
         """Returns the rule-free derivative in working precision, or None."""
@@ -324,17 +375,10 @@ def _derivative(program: Program, run: Evaluator, *at: Any) -> Any:
     return derivative(program.mathematics, run, *at)
 
 
-def _farthest(by_device: Values, reference: Values | None) -> Values:
-    """Returns each array's row that lies farthest from the reference.
-
-    Without a reference, the row that lies farthest from the first device's.
-    """
-    picked = []
-    for i, rows in enumerate(by_device):
-        truth = rows[0] if reference is None else reference[i]
-        gaps = np.abs(rows - truth).reshape(len(rows), -1).sum(axis=1)
-        picked.append(rows[int(np.argmax(np.where(np.isnan(gaps), np.inf, gaps)))])
-    return picked
+def _spread(arrays: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
+    """Lays arrays over devices, each as its sharding says."""
+    pairs = zip(arrays, shardings, strict=True)
+    return [execution.spread(array, sharding) for array, sharding in pairs]
 
 
 def _is_plain(value: Any) -> bool:
@@ -343,6 +387,6 @@ def _is_plain(value: Any) -> bool:
 
 def _signature(value: Any) -> tuple[Any, ...]:
     sharding = getattr(value, "sharding", None)
-    if sharding is not None and sharding.device_set == {jax.local_devices()[0]}:
+    if sharding is not None and sharding.device_set == {homes.default_device()}:
         sharding = None  # as NumPy arrays are placed
     return np.shape(value), str(jnp.result_type(value)), sharding

@@ -1,4 +1,4 @@
-"""The one room that knows JAX's internals: `programs`, `sources` and `kernels`.
+"""The one room that knows JAX's internals, a file for each kind of them.
 
 Everything else asks these functions, so a change of JAX's internals is mended here.
 Checked on jax 0.10.2 and 0.12.0; where they differ:
@@ -14,9 +14,15 @@ Checked on jax 0.10.2 and 0.12.0; where they differ:
 """
 
 from gradtest._src.jaxprs import kernels as kernels
+from gradtest._src.jaxprs.axes import devices_cut_to_one as devices_cut_to_one
+from gradtest._src.jaxprs.axes import free_axes as free_axes
+from gradtest._src.jaxprs.processes import Job as Job
+from gradtest._src.jaxprs.processes import StoreError as StoreError
+from gradtest._src.jaxprs.processes import current_job as current_job
+from gradtest._src.jaxprs.programs import CALLBACKS as CALLBACKS
 from gradtest._src.jaxprs.programs import CALLS as CALLS
+from gradtest._src.jaxprs.programs import COMPILED as COMPILED
 from gradtest._src.jaxprs.programs import CUSTOM_RULES as CUSTOM_RULES
-from gradtest._src.jaxprs.programs import FOREIGN as FOREIGN
 from gradtest._src.jaxprs.programs import HIGH_PRIMITIVE as HIGH_PRIMITIVE
 from gradtest._src.jaxprs.programs import LINEAR_CALL as LINEAR_CALL
 from gradtest._src.jaxprs.programs import LINEAR_SOLVE as LINEAR_SOLVE
@@ -42,6 +48,7 @@ from gradtest._src.jaxprs.programs import has_side_effects as has_side_effects
 from gradtest._src.jaxprs.programs import is_floating as is_floating
 from gradtest._src.jaxprs.programs import is_literal as is_literal
 from gradtest._src.jaxprs.programs import is_program as is_program
+from gradtest._src.jaxprs.programs import mesh_devices as mesh_devices
 from gradtest._src.jaxprs.programs import narrows as narrows
 from gradtest._src.jaxprs.programs import nested_consts as nested_consts
 from gradtest._src.jaxprs.programs import open_body as open_body
@@ -70,3 +77,4 @@ from gradtest._src.jaxprs.sources import read_rule as read_rule
 from gradtest._src.jaxprs.sources import rule_layout as rule_layout
 from gradtest._src.jaxprs.sources import rule_out_tree as rule_out_tree
 from gradtest._src.jaxprs.sources import source_of as source_of
+from gradtest._src.jaxprs.wide_call import wide_call as wide_call

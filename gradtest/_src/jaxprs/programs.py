@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core, source_info_util
 
+from gradtest._src import homes
 from gradtest._src.jaxprs import kernels
 
 Jaxpr = Any  # jax.extend.core.Jaxpr or ClosedJaxpr: one class from jax 0.12 on
@@ -29,7 +30,20 @@ CALLS = frozenset(
     | {"eval_jaxpr", "custom_vmap_call"}
 )
 # They leave JAX: what they compute is fixed, in the dtypes that they were given.
-FOREIGN = frozenset({"ffi_call", "pure_callback", "io_callback", "custom_call"})
+CALLBACKS = frozenset({"pure_callback", "io_callback"})
+# The same, compiled for one kind of device: foreign functions, and cuDNN's.
+COMPILED = frozenset(
+    {
+        "ffi_call",
+        "custom_call",
+        "scaled_matmul_wrapper",
+        *(
+            f"dot_product_attention_{kind}{way}_wrapper"
+            for kind in ("", "fp8_")
+            for way in ("fwd", "bwd")
+        ),
+    }
+)
 # Their derivative is that of the distribution, by design, not of the sampler's steps.
 SAMPLERS = frozenset({"random_gamma"})
 WITH_SCALAR_PROGRAM = frozenset(
@@ -371,10 +385,24 @@ def read_shard_map(eqn: Eqn) -> ShardMap:
     )
 
 
+def mesh_devices(jaxpr: Jaxpr) -> tuple[Any, ...]:
+    """Returns the devices of the first region over a mesh; none where there is none."""
+    for eqn in walk(jaxpr):
+        mesh = eqn.params.get("mesh")
+        if isinstance(mesh, jax.sharding.Mesh):
+            return tuple(mesh.devices.flat)
+    return ()
+
+
 def bind(eqn: Eqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
-    """Binds the primitive of an equation, in the equation's own context."""
+    """Binds the primitive of an equation, in the equation's own context.
+
+    In a lifted program meshes and shardings are laid over the devices of its home.
+    """
+    params = {name: homes.moved(value) for name, value in params.items()}
     bind_params = eqn.primitive.get_bind_params(params)
-    with eqn.ctx.manager:
+    mesh = eqn.ctx.cur_abstract_mesh
+    with eqn.ctx.manager, jax.sharding.use_abstract_mesh(homes.moved(mesh)):
         results = eqn.primitive.bind(*operands, **bind_params)
     return list(results) if eqn.primitive.multiple_results else [results]
 
