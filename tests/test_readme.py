@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,15 @@ def _code_and_failures() -> list[tuple[str, str | None]]:
     ]
 
 
-@pytest.mark.parametrize(("code", "failure"), _code_and_failures())
+def _marked(code: str, failure: str | None) -> Any:
+    """Sends what makes a mesh to the run with eight devices."""
+    marks = [pytest.mark.devices] if "jax.make_mesh" in code else []
+    return pytest.param(code, failure, marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"), [_marked(*pair) for pair in _code_and_failures()]
+)
 def test_a_block_of_code_does_what_the_readme_says(code, failure):
     program = compile(code, "model.py", "exec")
     names = {"__name__": "readme"}
