@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gradtest._src.findings import Entry, Finding, Gap, Report, Rule, Verdict
-from gradtest._src.report import rules
+from gradtest._src.report import cells, rules
 
 _OTHERS_NAMED = 4
 _MODES = {"rev": "reverse mode", "fwd": "forward mode"}
@@ -40,22 +40,27 @@ _KINDS = {
 def message(report: Report) -> str:
     """Returns the two to eight lines of a failed or inconclusive check."""
     findings = [f for f in report.findings if f.verdict is report.verdict]
-    chief = max(findings, key=_importance)
+    by_cell = cells.speaks_of(report)
+    chief = findings[0] if by_cell else max(findings, key=_importance)
     lines = [_headline(report, chief)]
     if chief.rule is not None:
         lines.append(rules.whereabouts(chief.rule))
-    lines += _numbers(chief)
+    lines += cells.numbers(chief) if by_cell else _numbers(chief)
     if chief.cause is not None:
         label = "Likely cause" if report.verdict is Verdict.FAIL else "Reason"
         lines.append(f"{label}: {chief.cause.says}.")
         lines.append(f"Try: {chief.cause.remedy}.")
     if chief.rule is not None:
         rest = rules.others(report, chief)
+    elif by_cell:
+        rest = cells.others(report, findings, chief)
     else:
         rest = _others(report, findings, chief)
     hint = f"{report.hint}." if report.hint else ""
     if rest or hint:
         lines.append(" ".join(part for part in (rest, hint) if part))
+    if report.found_in:
+        lines.append(f"Found in {report.found_in} alone.")
     if report.replay:
         lines.append(f"Replay: {report.replay}")
     return "\n  ".join(lines)
@@ -71,9 +76,10 @@ def _importance(finding: Finding) -> tuple[bool, bool, float]:
 def full(report: Report) -> str:
     """Returns everything that a report knows."""
     lines = [f"{report.verdict.value}: {report.assertion}({report.subject})"]
-    lines += [
-        f"  {_line(finding)}" for finding in report.findings if finding.rule is None
-    ]
+    if cells.speaks_of(report):
+        lines += [f"  {line}" for line in cells.table(report)]
+    else:
+        lines += [f"  {_line(f)}" for f in report.findings if f.rule is None]
     for rule in report.rules:
         own = [finding for finding in report.findings if finding.rule == rule]
         lines += [f"  {line}" for line in _of_rule(rule, own)]
@@ -89,6 +95,8 @@ def full(report: Report) -> str:
     lines += [f"  {line}" for line in report.precision]
     lines += [f"  not checked: {line}" for line in report.unchecked]
     lines += [f"  note: {line}" for line in report.notes]
+    if report.found_in:
+        lines.append(f"  note: found in {report.found_in} alone")
     if report.replay:
         lines.append(f"  replay: {report.replay}")
     return "\n".join(lines)
@@ -105,6 +113,8 @@ def _headline(report: Report, chief: Finding) -> str:
     where = _where(chief)
     if chief.rule is not None:
         return rules.headline(chief.rule, chief, where)
+    if cells.speaks_of(report):
+        return cells.headline(report, chief, where)
     if report.verdict is Verdict.INCONCLUSIVE:
         return f"nothing can be concluded about {report.subject} at {where}."
     kind = {1: "gradient", 2: "second derivative"}[chief.order]
