@@ -16,8 +16,12 @@ from gradtest._src.gradients import assert_grads_close as assert_grads_close
 from gradtest._src.gradients import assert_grads_finite as assert_grads_finite
 from gradtest._src.gradients import assert_grads_flow as assert_grads_flow
 from gradtest._src.intentions import vjp as vjp
+from gradtest._src.parallel import (
+    assert_parallel_grads_match as assert_parallel_grads_match,
+)
 from gradtest._src.products import assert_grads_agree as assert_grads_agree
 from gradtest._src.products import assert_hvp_matches as assert_hvp_matches
 from gradtest._src.products import assert_jvp_matches as assert_jvp_matches
 from gradtest._src.products import assert_transpose_matches as assert_transpose_matches
 from gradtest._src.products import assert_vjp_matches as assert_vjp_matches
+from gradtest._src.variants_agree import assert_variants_agree as assert_variants_agree

@@ -6,19 +6,20 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
+from gradtest._src import processes, traced_claims, traced_rules
 from gradtest._src.audit import ProgramAudit
 from gradtest._src.check import Check
 from gradtest._src.claiming import autodiff_claims, hand_written_claims
 from gradtest._src.findings import Report
+from gradtest._src.in_trace import Subject
 from gradtest._src.intentions import Intentions
-from gradtest._src.keywords import Inconclusive, Keywords, settled
+from gradtest._src.keywords import Inconclusive, Keywords, reported, settled
 from gradtest._src.options import DEFAULT_RTOL, Options
 
 PyTree = Any
 
 
+@processes.agreed
 def assert_grad_matches(
     fn: Callable[..., Any],
     grad_fn: Callable[..., PyTree],
@@ -71,6 +72,8 @@ def assert_grad_matches(
     Returns:
       The report: gaps and allowances by leaf, precision, what was not checked. It is
       marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: A leaf of the gradient is wrong.
@@ -89,9 +92,13 @@ def assert_grad_matches(
     def make_check(options: Options) -> Check:
         return Check(fn, args, hand_written_claims(grad_fn, options), options)
 
-    return settled(name, fn, chosen, make_check)
+    subject = Subject(
+        args, (fn, grad_fn), lambda o: traced_claims.gradient(fn, grad_fn, args, o)
+    )
+    return settled(name, fn, chosen, make_check, subject)
 
 
+@processes.agreed
 def assert_autodiff_matches(
     fn: Callable[..., PyTree],
     *args: PyTree,
@@ -140,6 +147,8 @@ def assert_autodiff_matches(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: The derivative of a leaf is wrong.
@@ -159,9 +168,11 @@ def assert_autodiff_matches(
     def make_check(options: Options) -> Check:
         return Check(fn, args, autodiff_claims(options), options)
 
-    return settled(name, fn, chosen, make_check)
+    subject = Subject(args, (fn,), lambda o: traced_claims.autodiff(fn, args, o))
+    return settled(name, fn, chosen, make_check, subject)
 
 
+@processes.agreed
 def assert_custom_rules_match(
     fn: Callable[..., PyTree],
     *args: PyTree,
@@ -221,6 +232,9 @@ def assert_custom_rules_match(
       The report: `rules` lists what was audited, each finding names its `rule` and
       `check`; `unchecked` lists rules that were not reached. Marked NOT CHECKED under
       `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
+      What a rule's audit looks at there is its value and its first derivative.
 
     Raises:
       GradientMismatch: A rule is wrong; the message names it, with file and line.
@@ -239,9 +253,11 @@ def assert_custom_rules_match(
       [('relu', 'custom_jvp')]
     """
     name, chosen = "assert_custom_rules_match", Keywords.of(locals())
-    return settled(name, fn, chosen, lambda o: ProgramAudit(fn, args, o, only))
+    subject = Subject(args, (fn,), lambda o: traced_rules.audit(fn, args, o, only))
+    return settled(name, fn, chosen, lambda o: ProgramAudit(fn, args, o, only), subject)
 
 
+@processes.agreed
 def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
     """Checks what JAX differentiates of `fn`, and returns the report without raising.
 
@@ -271,6 +287,8 @@ def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
                 f"check() got an unexpected option {name!r}; wanted some of "
                 f"{', '.join(known)}."
             )
-    chosen = Options(**options)
-    with jax.transfer_guard("allow"):
-        return Check(fn, args, autodiff_claims(chosen), chosen).report("check")
+
+    def make_check(options: Options) -> Check:
+        return Check(fn, args, autodiff_claims(options), options)
+
+    return reported("check", fn, Options(**options), make_check)

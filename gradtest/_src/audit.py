@@ -9,7 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradtest._src import diagnose, intentions, jaxprs, rules, seeding, variants
+from gradtest._src import (
+    diagnose,
+    homes,
+    intentions,
+    jaxprs,
+    rules,
+    seeding,
+    variants,
+)
 from gradtest._src.agreement import agreed, judge_ways
 from gradtest._src.case import Case
 from gradtest._src.execution import SlipError
@@ -73,6 +81,8 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
     except NotImplementedError as error:
         audit.unchecked.append(f"{label}: {error}")
         return audit
+    except (homes.NoHomeError, variants.BackendRefusedError):
+        raise
     except Exception as error:  # whatever a malformed rule makes JAX raise
         audit.findings.append(_structure(use, _why_malformed(use, options, error)))
         return audit
@@ -242,6 +252,7 @@ class ProgramAudit:
         self.fn, self.options, self.only = fn, options, only
         self._fn = _under(options.variant, fn)
         self._hidden: list[str] = []
+        self._cut: list[str] = []
         self.inputs = read_inputs(
             fn, args, argnums=options.argnums, exclude=options.exclude
         )
@@ -273,13 +284,10 @@ class ProgramAudit:
             f"{name}: called inside of a linear solver, a reduction or a kernel"
             for name in rules.hidden_rules(program)
         ]
+        self._cut = variants.cut_notes([program.jaxpr])
         uses = rules.find_rules(program, point, self.only)
         if not uses:
-            raise ValueError(
-                "`fn` calls no custom rule (custom_vjp or custom_jvp), so there is "
-                "nothing to audit. Rules inside of jax.grad are expanded already: hand "
-                "over the function that is differentiated."
-            )
+            raise ValueError(rules.NO_RULES)
         anew = TracedAnew(self._trace, self.inputs, point)
         return [(use, anew) for use in uses]
 
@@ -315,7 +323,10 @@ class ProgramAudit:
             order=self.options.order,
             precision=tuple(dict.fromkeys(p for a in audits for p in a.precision)),
             unchecked=tuple(dict.fromkeys(unchecked)),
-            notes=tuple(dict.fromkeys(note for a in audits for note in a.notes)),
+            notes=(
+                *dict.fromkeys(note for a in audits for note in a.notes),
+                *self._cut,
+            ),
             replay="" if verdict is Verdict.PASS else replay,
             rules=found,
             hint=hints[0] if hints else "",

@@ -143,6 +143,7 @@ class Backward:
             notes.append(
                 f"the result of each of {self.claim.devices} devices was checked"
             )
+        notes += variants.cut_notes([self.program.jaxpr])
         verdict = worst(finding.verdict for finding in findings)
         replay = f"gradtest.{assertion}({name}, ..., key={key}"
         replay += f", trials={options.trials})" if options.trials > 1 else ")"

@@ -16,6 +16,7 @@ from gradtest._src import (
     jaxprs,
     program,
     seeding,
+    spanning,
     variants,
 )
 from gradtest._src.approximation import explain_gaps
@@ -31,7 +32,11 @@ from gradtest._src.options import Options
 from gradtest._src.primal import solver_findings, value_findings
 from gradtest._src.program import Program
 from gradtest._src.pushed import judge_pushed
-from gradtest._src.rounding import judge_pushed_rounding, judge_rounding
+from gradtest._src.rounding import (
+    judge_pushed_rounding,
+    judge_rounding,
+    product_note,
+)
 
 
 class Evidence:
@@ -41,6 +46,7 @@ class Evidence:
         self.seed: list[Any] = []
         self.islands: set[str] = set()
         self.why_no_exact: set[str] = set()
+        self.precision: set[str] = set()
         self.devices = 0
 
     def add(self, case: Case) -> None:
@@ -48,7 +54,10 @@ class Evidence:
         self.seed = self.seed or case.seed
         self.islands |= set(case.bench.islands)
         self.why_no_exact |= {case.bench.why_no_exact} - {""}
-        self.devices = max(self.devices, case.claim.devices)
+        self.precision |= {case.bench.devices, product_note(case)} - {""}
+        found = [*case.readings.copies, *case.bench.worked]
+        copies = [each.count for each in found if each.count > 1]
+        self.devices = max(self.devices, case.claim.devices, *copies)
 
 
 class Check:
@@ -184,7 +193,7 @@ class Check:
         first, again = self._programs[0], self._trace(self.inputs, point)
         constants = [jaxprs.nested_consts(traced.jaxpr) for traced in (first, again)]
         return first.key != again.key or not all(
-            np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
+            np.array_equal(spanning.whole(a), spanning.whole(b), equal_nan=True)
             for a, b in zip(*constants, strict=True)
             if is_inexact(a.dtype)
         )
@@ -245,7 +254,7 @@ class Check:
         """Runs the check."""
         with np.errstate(all="ignore"):  # NaN and inf are judged, not warned about
             findings = self.findings()
-        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+        name = self._subject()
         unchecked = [f"{leaf} (excluded)" for leaf in self.inputs.unchecked]
         unchecked += [
             f"{leaf} (held)"
@@ -271,6 +280,10 @@ class Check:
             hint=self._hint(findings),
         )
 
+    def _subject(self) -> str:
+        """Names what is under test."""
+        return getattr(self.fn, "__name__", type(self.fn).__name__)
+
     def _not_compared(self) -> list[str]:
         """Names what a kind of check leaves out beyond what all leave out."""
         return []
@@ -282,6 +295,7 @@ class Check:
                 "precision: float64 (lifted), but in its own precision ran "
                 + ", ".join(sorted(self._evidence.islands))
             ]
+        lines += sorted(self._evidence.precision)
         reasons = sorted(self._evidence.why_no_exact)
         return lines + [f"judged by differences alone: {reason}" for reason in reasons]
 
@@ -296,7 +310,8 @@ class Check:
             notes.append(
                 f"the result of each of {self._evidence.devices} devices was checked"
             )
-        return notes
+        traced = [self._programs[0], self._claims[0].reverse, self._claims[0].forward]
+        return notes + variants.cut_notes([each.jaxpr for each in traced if each])
 
     def _hint(self, findings: list[Finding]) -> str:
         """Says how rules of the user's are declared that may differ on purpose."""

@@ -72,7 +72,26 @@ def compare(claimed: PyTree, reference: PyTree, rtol: float | None) -> Compariso
     """Compares two trees of gradients.
 
     Raises:
-      TypeError: A leaf is a traced value.
+      ValueError: No leaf of either tree holds a gradient.
+    """
+    alike = pair_leaves(claimed, reference)
+    findings = _Judge(alike.pairs, rtol).findings()
+    return Comparison((*alike.findings, *findings), alike.unchecked)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alike:
+    """The leaves of two trees that can be compared, and what is said of the others."""
+
+    pairs: tuple[tuple[Leaf, Leaf], ...]
+    findings: tuple[Finding, ...]
+    unchecked: tuple[str, ...]
+
+
+def pair_leaves(claimed: PyTree, reference: PyTree) -> Alike:
+    """Pairs the leaves of two trees; no value of them is looked at.
+
+    Raises:
       ValueError: No leaf of either tree holds a gradient.
     """
     ours, theirs = _leaves("claimed", claimed), _leaves("reference", reference)
@@ -95,7 +114,7 @@ def compare(claimed: PyTree, reference: PyTree, rtol: float | None) -> Compariso
             "`claimed` and `reference` hold no gradient: wanted a float or complex "
             f"array, got {', '.join(unchecked[:4]) or 'empty trees'}."
         )
-    return Comparison((*findings, *_Judge(pairs, rtol).findings()), tuple(unchecked))
+    return Alike(tuple(pairs), tuple(findings), tuple(unchecked))
 
 
 def _leaves(tree: str, value: PyTree) -> dict[Any, Leaf]:
@@ -103,11 +122,6 @@ def _leaves(tree: str, value: PyTree) -> dict[Any, Leaf]:
     leaves = {}
     for path, leaf in flat:
         name = tree + jax.tree_util.keystr(path)
-        if isinstance(leaf, jax.core.Tracer):
-            raise TypeError(
-                f"`{name}` is a traced value ({leaf.aval}): call the assertion outside "
-                "of jit, grad, vmap and pmap."
-            )
         leaves[jax.tree_util.keystr(path)] = Leaf(name, leaf, _dtype(leaf))
     return leaves
 
@@ -171,6 +185,19 @@ def _unlike(claimed: Leaf, reference: Leaf) -> Finding:
 # --- leaves that are alike --------------------------------------------------------
 
 
+def allowances(eps: float) -> tuple[float, float, float]:
+    """Returns relative tolerance, noise of the tree, and noise beside an exact zero.
+
+    A small leaf has noise of the largest one's terms. Half precision's would hide a
+    mistake in it: that much is allowed only beside an exact zero.
+
+    Args:
+      eps: Spacing of the coarser dtype.
+    """
+    rtol = min(_UNITS_IN_THE_LAST_PLACE * eps, _COARSEST_RTOL)
+    return rtol, min(eps, _FLOAT32_EPS), eps
+
+
 class _Judge:
     """Compares pairs of leaves in float64."""
 
@@ -212,10 +239,8 @@ class _Judge:
     def _allowances(self, i: int, *, is_zero: bool) -> tuple[float, float]:
         """Returns the relative tolerance, and the norm below which all is noise."""
         eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in self._pairs[i])
-        rtol = min(_UNITS_IN_THE_LAST_PLACE * eps, _COARSEST_RTOL)
-        # A small leaf has noise of the largest one's terms. Half precision's would
-        # hide a mistake in it: that much is allowed only beside an exact zero.
-        noise = eps if is_zero else min(eps, _FLOAT32_EPS)
+        rtol, noise, noise_beside_zero = allowances(eps)
+        noise = noise_beside_zero if is_zero else noise
         largest = max((size for size in self._sizes if np.isfinite(size)), default=0.0)
         count = np.prod(self._pairs[i][0].shape)
         return self._rtol or rtol, noise * largest * float(count) ** 0.5

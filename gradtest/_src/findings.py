@@ -190,6 +190,7 @@ class Report:
       replay: A line that runs the check again.
       rules: The custom rules that were audited.
       hint: What to write where a rule differs on purpose; empty where none does.
+      found_in: Which processes of a job found it, where not all of them did.
     """
 
     assertion: str
@@ -206,6 +207,7 @@ class Report:
     replay: str = ""
     rules: tuple[Rule, ...] = ()
     hint: str = ""
+    found_in: str = ""
 
     def __str__(self) -> str:
         from gradtest._src.report import text

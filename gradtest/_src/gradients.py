@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradtest._src import backward, closeness, seeding, variants
+from gradtest._src import (
+    backward,
+    closeness,
+    in_trace,
+    processes,
+    seeding,
+    traced_runs,
+    variants,
+)
 from gradtest._src.backward import Backward
 from gradtest._src.findings import Report, Verdict, worst
-from gradtest._src.keywords import Inconclusive, settle
+from gradtest._src.keywords import Inconclusive, naming_what_chex_refuses, settle
 from gradtest._src.options import Options
 from gradtest._src.variants import MessageOptions
 
 PyTree = Any
 
 
+@processes.agreed
 def assert_grads_close(
     claimed: PyTree,
     reference: PyTree,
@@ -51,12 +60,13 @@ def assert_grads_close(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: A leaf differs, the trees are unlike, or `claimed` has a NaN or
         an infinite entry: these are close to nothing, not even to each other.
       GradientInconclusive: Only the reference is not finite.
-      TypeError: A leaf is a traced value.
       ValueError: There is no gradient to compare, or `rtol` makes no sense.
 
     Example:
@@ -77,6 +87,12 @@ def assert_grads_close(
         raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol!r}.")
     if variants.asserts_are_disabled():
         return Report(name, "claimed", Verdict.NOT_CHECKED)
+    if in_trace.is_traced((claimed, reference)):
+        subject = in_trace.Subject(
+            (), (), lambda o: traced_runs.close(claimed, reference, rtol)
+        )
+        return in_trace.add_checks(name, subject, Options(), "raise", messages)
+    processes.meet()
     found = closeness.compare(claimed, reference, rtol)
     report = Report(
         name, "claimed", worst(finding.verdict for finding in found.findings),
@@ -86,6 +102,7 @@ def assert_grads_close(
     return settle(name, report, "raise", messages)
 
 
+@processes.agreed
 def assert_grads_finite(
     fn: Callable[..., PyTree],
     *args: PyTree,
@@ -127,6 +144,8 @@ def assert_grads_finite(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: A gradient is not finite where the value is.
@@ -152,10 +171,12 @@ def assert_grads_finite(
         argnums=argnums, has_aux=has_aux, trials=trials, key=key, exclude=exclude,
         variant=variant,
     )  # fmt: skip
+    subject = in_trace.Subject(args, (fn,), lambda o: traced_runs.finite(fn, args, o))
     return _assert("assert_grads_finite", fn, args, options, backward.judge_finite,
-                   inconclusive, messages)  # fmt: skip
+                   inconclusive, messages, subject)  # fmt: skip
 
 
+@processes.agreed
 def assert_grads_flow(
     fn: Callable[..., PyTree],
     params: PyTree,
@@ -200,6 +221,8 @@ def assert_grads_flow(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: A leaf has no gradient.
@@ -225,8 +248,11 @@ def assert_grads_flow(
         argnums=0, has_aux=has_aux, trials=trials, key=key, exclude=exclude,
         variant=variant,
     )  # fmt: skip
+    subject = in_trace.Subject(
+        (params, args), (fn,), lambda o: traced_runs.flow(fn, (params, *args), o)
+    )
     return _assert("assert_grads_flow", fn, (params, *args), options,
-                   backward.judge_flow, inconclusive, messages)  # fmt: skip
+                   backward.judge_flow, inconclusive, messages, subject)  # fmt: skip
 
 
 def _assert(
@@ -237,6 +263,7 @@ def _assert(
     judge: backward.Judge,
     inconclusive: str,
     messages: MessageOptions,
+    traced: in_trace.Subject,
 ) -> Report:
     if inconclusive not in ("raise", "warn"):
         raise ValueError(
@@ -246,5 +273,10 @@ def _assert(
         subject = getattr(fn, "__name__", type(fn).__name__)
         return Report(name, subject, Verdict.NOT_CHECKED,
                       key=seeding.describe(options.key))  # fmt: skip
-    report = Backward(fn, args, options).report(name, judge)
+    if traced.is_traced():
+        return in_trace.add_checks(name, traced, options, inconclusive, messages)
+    with naming_what_chex_refuses(name, fn):
+        made = Backward(fn, args, options)
+        processes.meet()  # before anything runs that spans processes
+        report = made.report(name, judge)
     return settle(name, report, inconclusive, messages)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import dtypes
 
 from gradtest import domains
-from gradtest._src import seeding
+from gradtest._src import seeding, spanning
 from gradtest._src.lifting import is_inexact, lifted_dtype, widen
 
 PyTree = Any
@@ -138,6 +138,7 @@ def read_inputs(
     argnums: int | Sequence[int] | None = None,
     exclude: Sequence[str] = (),
     names: Sequence[str] | None = None,
+    traced: bool = False,
 ) -> Inputs:
     """Sorts the leaves of `args` into those that move and those that are held.
 
@@ -148,9 +149,10 @@ def read_inputs(
       argnums: Arguments to differentiate; None takes each with a float or complex leaf.
       exclude: Names of leaves, or of whole sub-trees, that are held and not checked.
       names: Names of the arguments, in place of the parameters of `fn`.
+      traced: Whether leaves may be traced values.
 
     Raises:
-      TypeError: `fn` is not callable, or `args` holds traced values.
+      TypeError: `fn` is not callable, or `args` holds traced values that it may not.
       ValueError: `argnums` or `exclude` names nothing, or no leaf can move.
     """
     if not callable(fn):
@@ -164,12 +166,12 @@ def read_inputs(
     for path, value in flat:
         argument = path[0].idx
         name = names[argument] + jax.tree_util.keystr(path[1:])
-        leaf = _read_leaf(name, argument, value)
+        leaf = _read_leaf(name, argument, value, traced)
         checked = argument in wanted and not excluded.covers(leaf)
         if leaf.role is Role.MOVES and not checked:
             leaf = dataclasses.replace(leaf, role=Role.HELD)
         leaves.append(leaf)
-    if _is_tracing():
+    if not traced and is_tracing():
         raise TypeError(
             "the assertion was called while JAX traces a function: call it outside of "
             "jit, grad, vmap and pmap, and hand the variant over as `variant=`."
@@ -181,10 +183,10 @@ def read_inputs(
     return Inputs(tuple(leaves), treedef, tuple(names), used, tuple(excluded.covered))
 
 
-def _is_tracing() -> bool:
+def is_tracing() -> bool:
     """Whether JAX traces a function now: then constants are traced values too."""
     with jax.transfer_guard("allow"):
-        return isinstance(jnp.zeros(()), jax.core.Tracer)
+        return isinstance(jax.device_put(np.zeros(())), jax.core.Tracer)
 
 
 def _is_drawn(value: Any) -> bool:
@@ -231,8 +233,8 @@ def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
     return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
 
 
-def _read_leaf(name: str, argument: int, value: Any) -> Leaf:
-    if isinstance(value, jax.core.Tracer):
+def _read_leaf(name: str, argument: int, value: Any, traced: bool) -> Leaf:
+    if isinstance(value, jax.core.Tracer) and not traced:
         raise TypeError(
             f"`{name}` is a traced value ({value.aval}): call the assertion outside "
             "of jit, grad, vmap and pmap, and hand the variant over as `variant=`."
@@ -270,13 +272,13 @@ def _draw(leaf: Leaf, key: Key, trial: int) -> Any:
     if isinstance(source, domains.Domain):
         drawn = source.draw(seeding.generator(key, "point", trial, leaf.name))
         return drawn.astype(dtypes.canonicalize_dtype(drawn.dtype))
-    if leaf.role is Role.MOVES:
+    if leaf.role is Role.MOVES and not isinstance(source, jax.core.Tracer):
         _check_finite(leaf, source)
     return source
 
 
 def _check_finite(leaf: Leaf, value: Any) -> None:
-    array = np.asarray(value)
+    array = spanning.own_part(value)
     finite = np.isfinite(
         array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
     )
@@ -285,6 +287,9 @@ def _check_finite(leaf: Leaf, value: Any) -> None:
     wanted = f"`{leaf.name}` must be finite where it is differentiated, got"
     if not array.shape:
         raise ValueError(f"{wanted} {array[()]}.")
+    if spanning.spans(value):
+        wanted = wanted.replace(", got", ": this process's part has")
+        raise ValueError(f"{wanted} {array[~finite][0]}.")
     index = tuple(int(i) for i in np.argwhere(~finite)[0])
     raise ValueError(
         f"{wanted} {array[index]} at index {list(index)} ({int((~finite).sum())} of "

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
 
-from gradtest._src import seeding, variants
-from gradtest._src.findings import Report, Verdict
+from gradtest._src import homes, in_trace, processes, seeding, variants
+from gradtest._src.findings import Cause, Finding, Gap, Report, Verdict
 from gradtest._src.options import Options
 from gradtest._src.report import text
 from gradtest._src.variants import MessageOptions
@@ -65,22 +66,87 @@ def settled(
     fn: Callable[..., Any],
     chosen: Keywords,
     make_check: Callable[[Options], Reporter],
+    subject: in_trace.Subject | None = None,
 ) -> Report:
-    """Runs a check, unless Chex is told to check nothing; raises what it finds."""
+    """Runs a check, unless Chex is told to check nothing; raises what it finds.
+
+    Inside of a trace checks are added to the program instead, and None is returned.
+    """
     options = chosen.options
     if variants.asserts_are_disabled():
-        subject = getattr(fn, "__name__", type(fn).__name__)
         key = seeding.describe(options.key)
-        return Report(name, subject, Verdict.NOT_CHECKED, key=key)
-    with jax.transfer_guard("allow"):  # what a check moves is its own affair
-        report = make_check(options).report(name)
+        return Report(name, _name(fn), Verdict.NOT_CHECKED, key=key)
+    if subject is not None and subject.is_traced():
+        return in_trace.add_checks(
+            name, subject, options, chosen.inconclusive, chosen.messages
+        )
+    report = reported(name, fn, options, make_check)
     return settle(name, report, chosen.inconclusive, chosen.messages)
+
+
+def reported(
+    name: str,
+    fn: Callable[..., Any],
+    options: Options,
+    make_check: Callable[[Options], Reporter],
+) -> Report:
+    """Runs a check; it is inconclusive where no device has float64.
+
+    Raises:
+      BackendRefusedError: `chex.restrict_backends` forbids what the check needs.
+    """
+    # What a check moves is its own affair.
+    with jax.transfer_guard("allow"), naming_what_chex_refuses(name, fn):
+        try:
+            check = make_check(options)
+            processes.meet()  # before anything runs that spans processes
+            return check.report(name)
+        except homes.NoHomeError as error:
+            return _without_float64(name, _name(fn), options, error)
+
+
+@contextlib.contextmanager
+def naming_what_chex_refuses(name: str, fn: Callable[..., Any]) -> Iterator[None]:
+    """Names the assertion and the function where `chex.restrict_backends` forbids it.
+
+    Raises:
+      BackendRefusedError: It does.
+    """
+    what = f"{_name(fn)}, or its float64 form by which it is judged,"
+    try:
+        with variants.explaining_refusals(what, "where it runs, or float64 is native"):
+            yield
+    except variants.BackendRefusedError as error:
+        text = f"{name}({_name(fn)}, ...): {error}"
+        raise variants.BackendRefusedError(text) from error.__cause__
+
+
+def _without_float64(
+    name: str, subject: str, options: Options, error: homes.NoHomeError
+) -> Report:
+    cause = Cause("no float64", error.says, error.remedy)
+    finding = Finding(
+        "all arguments", (), "", Verdict.INCONCLUSIVE, Gap.REACH, cause=cause
+    )
+    key = seeding.describe(options.key)
+    return Report(
+        name, subject, Verdict.INCONCLUSIVE, (finding,), options.trials, key,
+        replay=f"gradtest.{name}({subject}, ..., key={key})",
+    )  # fmt: skip
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)
 
 
 def settle(
     name: str, report: Report, inconclusive: str, messages: MessageOptions
 ) -> Report:
-    """Returns a report that passed; raises or warns about any other."""
+    """Returns a report that passed; raises or warns about any other.
+
+    Of several processes' reports it is the one that all of them go by.
+    """
+    report = processes.agree(report)
     if report.verdict in (Verdict.PASS, Verdict.NOT_CHECKED):
         return report
     error = messages.error(name, text.message(report), report)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradtest._src import product_checks
+from gradtest._src import processes, product_checks, traced_claims
 from gradtest._src.findings import Report
 from gradtest._src.implementations import AgreementCheck
+from gradtest._src.in_trace import Subject
 from gradtest._src.keywords import Inconclusive, Keywords, require_callable, settled
 from gradtest._src.options import DEFAULT_RTOL
 
 PyTree = Any
 
 
+@processes.agreed
 def assert_vjp_matches(
     fn: Callable[..., PyTree],
     hand_written: Callable[..., PyTree],
@@ -67,6 +69,8 @@ def assert_vjp_matches(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: The cotangent of a leaf is wrong, or not linear.
@@ -86,11 +90,21 @@ def assert_vjp_matches(
     """
     name, chosen = "assert_vjp_matches", Keywords.of(locals())
     require_callable("hand_written", hand_written)
+    subject = Subject(
+        args,
+        (fn, hand_written),
+        lambda o: traced_claims.vjp(fn, hand_written, args, o),
+    )
     return settled(
-        name, fn, chosen, lambda o: product_checks.check_vjp(fn, hand_written, args, o)
+        name,
+        fn,
+        chosen,
+        lambda o: product_checks.check_vjp(fn, hand_written, args, o),
+        subject,
     )
 
 
+@processes.agreed
 def assert_jvp_matches(
     fn: Callable[..., PyTree],
     hand_written: Callable[..., PyTree],
@@ -140,6 +154,8 @@ def assert_jvp_matches(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: What a leaf's tangent becomes is wrong, or not linear.
@@ -158,11 +174,21 @@ def assert_jvp_matches(
     """
     name, chosen = "assert_jvp_matches", Keywords.of(locals())
     require_callable("hand_written", hand_written)
+    subject = Subject(
+        args,
+        (fn, hand_written),
+        lambda o: traced_claims.jvp(fn, hand_written, args, o),
+    )
     return settled(
-        name, fn, chosen, lambda o: product_checks.check_jvp(fn, hand_written, args, o)
+        name,
+        fn,
+        chosen,
+        lambda o: product_checks.check_jvp(fn, hand_written, args, o),
+        subject,
     )
 
 
+@processes.agreed
 def assert_hvp_matches(
     fn: Callable[..., Any],
     hand_written: Callable[..., PyTree],
@@ -213,6 +239,8 @@ def assert_hvp_matches(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: The product is wrong at a leaf, or not linear.
@@ -233,11 +261,21 @@ def assert_hvp_matches(
     """
     name, chosen = "assert_hvp_matches", Keywords.of(locals())
     require_callable("hand_written", hand_written)
+    subject = Subject(
+        args,
+        (fn, hand_written),
+        lambda o: traced_claims.hvp(fn, hand_written, args, o),
+    )
     return settled(
-        name, fn, chosen, lambda o: product_checks.check_hvp(fn, hand_written, args, o)
+        name,
+        fn,
+        chosen,
+        lambda o: product_checks.check_hvp(fn, hand_written, args, o),
+        subject,
     )
 
 
+@processes.agreed
 def assert_transpose_matches(
     linear_fn: Callable[[PyTree], PyTree],
     transpose_fn: Callable[[PyTree], PyTree],
@@ -287,6 +325,8 @@ def assert_transpose_matches(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: A leaf is wrong, or one of the two is not linear.
@@ -308,14 +348,21 @@ def assert_transpose_matches(
     name, chosen = "assert_transpose_matches", Keywords.of(locals())
     require_callable("linear_fn", linear_fn)
     require_callable("transpose_fn", transpose_fn)
+    subject = Subject(
+        x,
+        (linear_fn, transpose_fn),
+        lambda o: traced_claims.transpose(linear_fn, transpose_fn, (x,), o),
+    )
     return settled(
         name,
         linear_fn,
         chosen,
         lambda o: product_checks.check_transpose(linear_fn, transpose_fn, (x,), o),
+        subject,
     )
 
 
+@processes.agreed
 def assert_grads_agree(
     fn: Callable[..., PyTree],
     reference: Callable[..., PyTree],
@@ -369,6 +416,8 @@ def assert_grads_agree(
 
     Returns:
       The report; marked NOT CHECKED under `chex.disable_asserts()`.
+      None on traced values: checks are then added to the program, as Chex does
+      under `chex.chexify`; `exception_type` plays no part there.
 
     Raises:
       GradientMismatch: A value or the gradient of a leaf differs.
@@ -389,4 +438,11 @@ def assert_grads_agree(
     """
     name, chosen = "assert_grads_agree", Keywords.of(locals())
     require_callable("reference", reference)
-    return settled(name, fn, chosen, lambda o: AgreementCheck(fn, reference, args, o))
+    subject = Subject(
+        args,
+        (fn, reference),
+        lambda o: traced_claims.agreement(fn, reference, args, o),
+    )
+    return settled(
+        name, fn, chosen, lambda o: AgreementCheck(fn, reference, args, o), subject
+    )

@@ -35,7 +35,7 @@ class RuleCheck(Check):
                 options,
                 argnums=call.argnums(),
                 trials=len(use.samples),
-                expect_differs=_declared_here(use, options),
+                expect_differs=declared_here(use.call.eqn, options),
             ),
             names=call.names(),
         )
@@ -132,17 +132,17 @@ class _NoSecondOrder(Exception):
         self.first = first
 
 
-def _declared_here(use: RuleUse, options: Options) -> Any:
-    """Returns the declarations that concern a rule or those inside of it."""
+def declared_here(eqn: jaxprs.Eqn, options: Options) -> Any:
+    """Returns the declarations that concern a rule's call or those inside of it."""
     if not options.expect_differs:
         return None
-    program = jaxprs.rule_free_program(use.call.eqn)
+    program = jaxprs.rule_free_program(eqn)
     inside = [
         jaxprs.read_rule(eqn)
         for eqn in jaxprs.walk(program)
         if eqn.primitive.name in jaxprs.CUSTOM_RULES
     ]
-    sources = [use.source, *inside]
+    sources = [jaxprs.read_rule(eqn), *inside]
     return {
         rule: alternative
         for rule, alternative in options.expect_differs.items()

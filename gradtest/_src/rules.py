@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from gradtest._src import execution, intentions, jaxprs
+from gradtest._src import execution, intentions, jaxprs, spanning
 from gradtest._src.findings import Rule
 from gradtest._src.inputs import Point
 from gradtest._src.jaxprs import Eqn, RuleSource
@@ -25,6 +25,11 @@ from gradtest._src.reach import Call, find_calls
 from gradtest._src.structure import structure_key
 from gradtest._src.tap import Samples, Taps, tap
 
+NO_RULES = (
+    "`fn` calls no custom rule (custom_vjp or custom_jvp), so there is nothing to "
+    "audit. Rules inside of jax.grad are expanded already: hand over the function that "
+    "is differentiated."
+)
 # At so many values a rule is audited: its first, a middle and its last call.
 _SAMPLES = 3
 
@@ -94,15 +99,24 @@ def find_rules(program: Program, point: Point, only: Any = None) -> list[RuleUse
     Raises:
       ValueError: There is no such rule.
     """
+    wanted = wanted_calls(program, only)
+    chosen = {call.place: call.eqn for calls in wanted for call in spread(calls)}
+    taps = run(program, point, chosen) if chosen else {}
+    return [_use(calls, taps) for calls in wanted]
+
+
+def wanted_calls(program: Program, only: Any = None) -> list[list[Call]]:
+    """Returns the calls of each custom rule of a program, as `find_rules` wants them.
+
+    Raises:
+      ValueError: `only` names no rule that is called.
+    """
     moving = [True] * len(program.inputs.moving)
     moving += [False] * (len(program.jaxpr.in_avals) - len(moving))
     groups: dict[Any, list[Call]] = {}
     for call in find_calls(program.jaxpr, moving):
         groups.setdefault(_group_key(call), []).append(call)
-    wanted = _wanted(list(groups.values()), only)
-    chosen = {call.place: call.eqn for calls in wanted for call in _spread(calls)}
-    taps = run(program, point, chosen) if chosen else {}
-    return [_use(calls, taps) for calls in wanted]
+    return _wanted(list(groups.values()), only)
 
 
 def hidden_rules(program: Program) -> list[str]:
@@ -132,7 +146,7 @@ def first_places(eqn: Eqn) -> tuple[int, ...]:
     return tuple(places.setdefault(id(atom), i) for i, atom in enumerate(eqn.invars))
 
 
-def _spread(items: Sequence[Any]) -> list[Any]:
+def spread(items: Sequence[Any]) -> list[Any]:
     """Returns the first, a middle and the last of several."""
     places = sorted({0, len(items) // 2, len(items) - 1})
     return [items[place] for place in places]
@@ -214,13 +228,13 @@ def run(program: Program, point: Point, chosen: dict[Any, Eqn]) -> Taps:
         for value in program.held(point)
     ]
     arguments = [[*point.moving, *held], consts]
-    return execution.working(read, arguments)(*arguments)
+    return spanning.brought_home(execution.working(read, arguments)(*arguments))
 
 
 def _use(calls: list[Call], taps: Taps) -> RuleUse:
     source = jaxprs.read_rule(calls[0].eqn)
-    found = [sample for call in _spread(calls) for sample in reached(taps[call.place])]
-    samples = _spread(_distinct(found)) if found else []
+    found = [sample for call in spread(calls) for sample in reached(taps[call.place])]
+    samples = spread(_distinct(found)) if found else []
     sound = [s for s in samples if not any(_has_nan(value) for value in s)]
     trouble = ""
     if not sound:

@@ -5,13 +5,16 @@ The one file that imports chex.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
 
+from gradtest._src import jaxprs
 from gradtest._src.findings import (
     GradientInconclusive,
     GradientMismatch,
@@ -68,6 +71,22 @@ def describe_variant(variant: Variant) -> str:
     return getattr(variant, "__name__", type(variant).__name__)
 
 
+def cut_notes(traced: Sequence[Any]) -> list[str]:
+    """Says so where programs keep the first device's results of several.
+
+    Args:
+      traced: The jaxprs of what was checked.
+    """
+    count = max(jaxprs.devices_cut_to_one(jaxpr) for jaxpr in traced)
+    if not count:
+        return []
+    return [
+        f"of the results of {count} devices the first alone was seen: a function under "
+        "a pmap variant has dropped the others; hand the variant over as `variant=` to "
+        "have every device checked"
+    ]
+
+
 def _base(variant: Variant) -> Any:
     while isinstance(variant, functools.partial):
         variant = variant.func
@@ -85,6 +104,35 @@ def _kind(variant: Variant) -> str:
     kind = getattr(base, "type", None)
     name = str(kind) if kind is not None else repr(base).removeprefix("chex_")
     return name.removeprefix("_")
+
+
+class BackendRefusedError(RuntimeError):
+    """`chex.restrict_backends` forbids a backend that a check has to compile for."""
+
+
+@contextlib.contextmanager
+def explaining_refusals(what: str, where: str) -> Iterator[None]:
+    """Says what was to be compiled where `chex.restrict_backends` forbids it.
+
+    Args:
+      what: The program, as messages name it.
+      where: What it has to do with that backend.
+
+    Raises:
+      BackendRefusedError: It is forbidden.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "RestrictedBackendError":  # private in Chex
+            raise
+        found = re.search(r"for (\w+) is forbidden", str(error))
+        backend = found.group(1) if found else "this backend"
+        raise BackendRefusedError(
+            f"{what} was to be compiled for {backend} ({where}), and "
+            "chex.restrict_backends() forbids that: call the assertion outside of it, "
+            f"or allow {backend!r} there."
+        ) from error
 
 
 def asserts_are_disabled() -> bool:

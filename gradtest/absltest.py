@@ -1,0 +1,94 @@
+"""A TestCase for absltest users, with gradtest's assertions as methods.
+
+Example:
+  >>> import jax.numpy as jnp
+  >>> import gradtest.absltest
+  >>> class LossTest(gradtest.absltest.TestCase):
+  ...     def test_gradient(self):
+  ...         self.assertGradMatches(jnp.sum, jnp.ones_like, jnp.arange(3.0))
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from absl.testing import absltest
+
+import gradtest
+
+_SEED = "test_random_seed"
+
+
+def _method(name: str) -> Callable[..., Any]:
+    """Returns a method that calls an assertion, looked up when it is called."""
+
+    def method(self: TestCase, *args: Any, **options: Any) -> Any:
+        return self._asserted(name, args, options)
+
+    method.__doc__ = f"Asserts what `gradtest.{name}` does, and returns its report."
+    return method
+
+
+class TestCase(absltest.TestCase):
+    """Offers every assertion of gradtest's as a method, in unittest's spelling.
+
+    It stands alone or beside other classes, `chex.TestCase` and
+    `parameterized.TestCase` among them. The methods take and return what the functions
+    do; `variant=self.variant` runs a derivative under a Chex variant. `key` is by
+    default absltest's `--test_random_seed`. What fails is the test's
+    `failureException` with the report as `.report`, and its last line replays the test.
+    """
+
+    assertGradMatches = _method("assert_grad_matches")
+    assertAutodiffMatches = _method("assert_autodiff_matches")
+    assertCustomRulesMatch = _method("assert_custom_rules_match")
+    assertVjpMatches = _method("assert_vjp_matches")
+    assertJvpMatches = _method("assert_jvp_matches")
+    assertHvpMatches = _method("assert_hvp_matches")
+    assertTransposeMatches = _method("assert_transpose_matches")
+    assertGradsAgree = _method("assert_grads_agree")
+    assertVariantsAgree = _method("assert_variants_agree")
+    assertParallelGradsMatch = _method("assert_parallel_grads_match")
+    assertGradsClose = _method("assert_grads_close")
+    assertGradsFinite = _method("assert_grads_finite")
+    assertGradsFlow = _method("assert_grads_flow")
+
+    def _asserted(
+        self, name: str, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        assertion = getattr(gradtest, name)
+        has_key = "key" in inspect.signature(assertion).parameters
+        seed = flags.FLAGS[_SEED].value
+        is_seeded = has_key and "key" not in options
+        if is_seeded:
+            options = {**options, "key": seed}
+        try:
+            return assertion(*args, **options)
+        except (gradtest.GradientMismatch, gradtest.GradientInconclusive) as error:
+            chosen = f" --{_SEED}={seed}" if is_seeded else ""
+            key = f"  # key={error.report.key}" if has_key else ""
+            failure = self._failure(error, f"{self._command()}{chosen}{key}")
+        raise failure
+
+    def _failure(self, error: Any, replay: str) -> Exception:
+        """Returns an error as the test's own kind of failure, with its replay line."""
+        text = f"{error}\n  Replay: {replay}"
+        kind: Any = self.failureException
+        if isinstance(error, kind):
+            return type(error)(text, error.report)
+        failure = kind(text)
+        failure.report = error.report
+        return failure
+
+    def _command(self) -> str:
+        """Returns the command that runs this test alone."""
+        kind = type(self)
+        try:
+            path = os.path.relpath(inspect.getfile(kind))
+        except (OSError, TypeError, ValueError):  # made in a notebook or a shell
+            path = kind.__module__
+        return f"python {path} {kind.__qualname__}.{self._testMethodName}"
