@@ -16,7 +16,7 @@ from gradtest._src.gradients import assert_grads_close as assert_grads_close
 from gradtest._src.gradients import assert_grads_finite as assert_grads_finite
 from gradtest._src.gradients import assert_grads_flow as assert_grads_flow
 from gradtest._src.intentions import vjp as vjp
-from gradtest._src.parallel import (
+from gradtest._src.parallel.assertion import (
     assert_parallel_grads_match as assert_parallel_grads_match,
 )
 from gradtest._src.products import assert_grads_agree as assert_grads_agree

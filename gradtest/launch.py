@@ -18,8 +18,8 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from gradtest._src.supervisor import Supervisor
-from gradtest._src.worker import Settings
+from gradtest._src.job.supervisor import Supervisor
+from gradtest._src.job.worker import Settings
 
 _COUNT = "--xla_force_host_platform_device_count"
 # Options of Python itself that take the next argument.
@@ -89,7 +89,7 @@ def launch(
                 supervisor.guard, supervisor.new_status(),
             )  # fmt: skip
             supervisor.start(
-                [*python, "-m", "gradtest._src.worker", settings.text(), *target],
+                [*python, "-m", "gradtest._src.job.worker", settings.text(), *target],
                 _environment(settings, devices_per_process),
             )
         return supervisor.wait(timeout)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import gradtest
-from gradtest._src import execution, homes
+from gradtest._src import execution
+from gradtest._src.devices import homes
 
 pytestmark = pytest.mark.core
 

@@ -16,7 +16,8 @@ from jax.interpreters import mlir
 from jax.sharding import AxisType, NamedSharding
 
 import gradtest
-from gradtest._src import execution, homes
+from gradtest._src import execution
+from gradtest._src.devices import homes
 
 pytestmark = pytest.mark.devices
 

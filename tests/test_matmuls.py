@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import gradtest
-from gradtest._src import matmuls
+from gradtest._src.devices import matmuls
 
 pytestmark = pytest.mark.core
 

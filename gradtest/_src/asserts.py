@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradtest._src import processes, traced_claims, traced_rules
 from gradtest._src.audit import ProgramAudit
 from gradtest._src.check import Check
 from gradtest._src.claiming import autodiff_claims, hand_written_claims
 from gradtest._src.findings import Report
-from gradtest._src.in_trace import Subject
 from gradtest._src.intentions import Intentions
+from gradtest._src.job import agreement as processes
 from gradtest._src.keywords import Inconclusive, Keywords, reported, settled
 from gradtest._src.options import DEFAULT_RTOL, Options
+from gradtest._src.traced import claims as traced_claims
+from gradtest._src.traced import rules as traced_rules
+from gradtest._src.traced.checks import Subject
 
 PyTree = Any
 

@@ -9,17 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradtest._src import (
-    diagnose,
-    homes,
-    intentions,
-    jaxprs,
-    rules,
-    seeding,
-    variants,
-)
+from gradtest._src import diagnose, intentions, jaxprs, rules, seeding, variants
 from gradtest._src.agreement import agreed, judge_ways
 from gradtest._src.case import Case
+from gradtest._src.devices import homes
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Cause, Finding, Gap, Report, Rule, Verdict, worst
 from gradtest._src.inputs import Inputs, Point, read_inputs

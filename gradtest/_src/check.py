@@ -16,12 +16,12 @@ from gradtest._src import (
     jaxprs,
     program,
     seeding,
-    spanning,
     variants,
 )
 from gradtest._src.approximation import explain_gaps
 from gradtest._src.case import Case
 from gradtest._src.claiming import Claiming, Claims
+from gradtest._src.devices import spanning
 from gradtest._src.execution import SlipError
 from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
 from gradtest._src.formula import judge_formula, overrules_exact

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradtest._src import homes, jaxprs
+from gradtest._src import jaxprs
+from gradtest._src.devices import homes
 from gradtest._src.jaxprs import Eqn, Jaxpr
 from gradtest._src.lifting import Evaluator, Points, at_points, handles, points_of
 

@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradtest._src import homes, spanning, variants
+from gradtest._src import variants
+from gradtest._src.devices import homes, spanning
 
 # A check runs each program a few times, so optimising machine code costs more than it
 # saves; matrix products call a library and are as fast either way. The second option is

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradtest._src import (
-    backward,
-    closeness,
-    in_trace,
-    processes,
-    seeding,
-    traced_runs,
-    variants,
-)
+from gradtest._src import backward, closeness, seeding, variants
 from gradtest._src.backward import Backward
 from gradtest._src.findings import Report, Verdict, worst
+from gradtest._src.job import agreement as processes
 from gradtest._src.keywords import Inconclusive, naming_what_chex_refuses, settle
 from gradtest._src.options import Options
+from gradtest._src.traced import checks as in_trace
+from gradtest._src.traced import runs as traced_runs
 from gradtest._src.variants import MessageOptions
 
 PyTree = Any

@@ -15,7 +15,8 @@ import numpy as np
 from jax import dtypes
 
 from gradtest import domains
-from gradtest._src import seeding, spanning
+from gradtest._src import seeding
+from gradtest._src.devices import spanning
 from gradtest._src.lifting import is_inexact, lifted_dtype, widen
 
 PyTree = Any

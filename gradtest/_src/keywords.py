@@ -12,10 +12,13 @@ from typing import Any, Literal, Protocol
 
 import jax
 
-from gradtest._src import homes, in_trace, processes, seeding, variants
+from gradtest._src import seeding, variants
+from gradtest._src.devices import homes
 from gradtest._src.findings import Cause, Finding, Gap, Report, Verdict
+from gradtest._src.job import agreement as processes
 from gradtest._src.options import Options
 from gradtest._src.report import text
+from gradtest._src.traced import checks as in_trace
 from gradtest._src.variants import MessageOptions
 
 Inconclusive = Literal["raise", "warn"]

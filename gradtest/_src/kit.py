@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import control_flow as _control_flow  # noqa: F401  registers
-from gradtest._src import dataflow, execution, homes, jaxprs, solvers
+from gradtest._src import dataflow, execution, jaxprs, solvers
 from gradtest._src import pallas as _pallas  # noqa: F401  registers
 from gradtest._src import primitives as _primitives  # noqa: F401  registers
 from gradtest._src.claims import Claim
+from gradtest._src.devices import homes
 from gradtest._src.lifting import Evaluator, Recorder, Replayer
 from gradtest._src.program import Program, Values, derivative
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import dtypes, lax
 
-from gradtest._src import jaxprs, spanning
+from gradtest._src import jaxprs
+from gradtest._src.devices import spanning
 from gradtest._src.jaxprs import Eqn, Jaxpr
 
 Handler = Callable[["Evaluator", Eqn, list[Any]], Sequence[Any]]

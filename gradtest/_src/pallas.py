@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradtest._src import homes, jaxprs
+from gradtest._src import jaxprs
+from gradtest._src.devices import homes
 from gradtest._src.grid import blank, evaluate_kernel
 from gradtest._src.jaxprs import Eqn, kernels
 from gradtest._src.jaxprs.kernels import Kernel

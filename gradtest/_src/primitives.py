@@ -10,7 +10,8 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from gradtest._src import homes, jaxprs
+from gradtest._src import jaxprs
+from gradtest._src.devices import homes
 from gradtest._src.jaxprs import Eqn, Jaxpr
 from gradtest._src.lifting import (
     Evaluator,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradtest._src import processes, product_checks, traced_claims
+from gradtest._src import product_checks
 from gradtest._src.findings import Report
 from gradtest._src.implementations import AgreementCheck
-from gradtest._src.in_trace import Subject
+from gradtest._src.job import agreement as processes
 from gradtest._src.keywords import Inconclusive, Keywords, require_callable, settled
 from gradtest._src.options import DEFAULT_RTOL
+from gradtest._src.traced import claims as traced_claims
+from gradtest._src.traced.checks import Subject
 
 PyTree = Any
 

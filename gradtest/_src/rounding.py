@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gradtest._src import diagnose, homes, jaxprs, matmuls
+from gradtest._src import diagnose, jaxprs
 from gradtest._src.case import NOISE_FLOOR, Case, norm
+from gradtest._src.devices import homes, matmuls
+from gradtest._src.devices.matmuls import Format
 from gradtest._src.differences import magnitude
 from gradtest._src.findings import Cause, Finding, Gap, Verdict, worst
-from gradtest._src.matmuls import Format
 from gradtest._src.program import Values
 
 # The floor: units in the last place, and what they may come to in half precision.

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from gradtest._src import execution, intentions, jaxprs, spanning
+from gradtest._src import execution, intentions, jaxprs
+from gradtest._src.devices import spanning
 from gradtest._src.findings import Rule
 from gradtest._src.inputs import Point
 from gradtest._src.jaxprs import Eqn, RuleSource

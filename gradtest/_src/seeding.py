@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradtest._src import spanning
+from gradtest._src.devices import spanning
 
 # An old-style key is an array of words, whose number tells the kind.
 _OLD_STYLE_KINDS = {2: "threefry2x32", 4: "rbg"}

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradtest._src import dataflow, execution, homes
+from gradtest._src import dataflow, execution
 from gradtest._src.claims import Claim
-from gradtest._src.copies import Copies, read_copies
+from gradtest._src.devices import homes
+from gradtest._src.devices.copies import Copies, read_copies
 from gradtest._src.differences import Line
 from gradtest._src.inputs import Point
 from gradtest._src.kit import (

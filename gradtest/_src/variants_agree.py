@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gradtest._src import in_trace, processes
-from gradtest._src.cell_check import CellCheck
-from gradtest._src.chosen_cells import read_choice
+from gradtest._src.cells.check import CellCheck
+from gradtest._src.cells.chosen import read_choice
 from gradtest._src.findings import Report
+from gradtest._src.job import agreement as processes
 from gradtest._src.keywords import Inconclusive, Keywords, require_callable, settled
 from gradtest._src.options import DEFAULT_RTOL, Options
+from gradtest._src.traced import checks as in_trace
 
 PyTree = Any
 Transformation = Callable[..., Any]

@@ -9,7 +9,8 @@ import pytest
 from jax.experimental import checkify
 
 import gradtest
-from gradtest._src import jaxprs, processes
+from gradtest._src import jaxprs
+from gradtest._src.job import agreement as processes
 from tests.processes.common import (
     PARAMS,
     RANK,

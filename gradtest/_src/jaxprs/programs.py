@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core, source_info_util
 
-from gradtest._src import homes
+from gradtest._src.devices import homes
 from gradtest._src.jaxprs import kernels
 
 Jaxpr = Any  # jax.extend.core.Jaxpr or ClosedJaxpr: one class from jax 0.12 on

@@ -1,0 +1,1 @@
+"""The ways to run a function, and whether its gradient is one in all of them."""

@@ -1,0 +1,1 @@
+"""Several processes: their start, their end, and the verdict that they come to."""

@@ -1,0 +1,1 @@
+"""Assertions on traced values: conditions inside of the program that is traced."""

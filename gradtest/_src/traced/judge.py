@@ -1,0 +1,475 @@
+"""The verdict on a derivative inside of a trace, as conditions on traced numbers.
+
+The claim is compared with the rule-free derivative, leaf by leaf and entry by entry.
+Differences of values along fixed directions confirm that one, and decide where the two
+part: the slope is measured along the very entries in dispute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradtest._src import jaxprs
+from gradtest._src.solvers import SolveKind
+from gradtest._src.traced.gaps import (
+    Condition,
+    TracedGap,
+    all_finite,
+    escaped,
+    finite_part,
+    traced_gap,
+    where_defined,
+)
+from gradtest._src.traced.kinks import KinkSamples, nearby
+from gradtest._src.traced.readings import Bench, Readings, Working, in_float64, norm
+from gradtest._src.traced.readings import root_mean_square as size_of
+from gradtest._src.traced.rounding import rounding_conditions
+from gradtest._src.traced.slopes import TracedSlope, inner, magnitude
+
+Values = list[Any]
+# Points around: off by rounding in float64, and by that of the operands themselves.
+_NUDGE, _SHAKES = 4 * float(np.finfo(np.float64).eps), 2
+_NOISE_FACTOR, _FAINT = 64, 1e-9
+_DIRECTIONS = 2
+_SWAMPED, _SETTLED, _AGREES = 0.05, 1e-3, 1e-5
+_LEAST_SCALE = 1e-6
+_DIRECT_RESIDUAL, _ITERATIVE_RESIDUAL = 1e-6, 3.5e-4
+
+
+def reverse_conditions(
+    bench: Bench, rtol: float, rounding_rtol: float | None, **settings: Any
+) -> list[Condition]:
+    """Returns all that must hold of a claim in reverse mode.
+
+    Args:
+      bench: The claim.
+      rtol: Allowed relative formula gap of a leaf.
+      rounding_rtol: Allowed relative rounding gap, in place of what is measured.
+      **settings: See `_Judge`.
+    """
+    working = bench.run_itself()
+    return in_float64(
+        lambda: _Judge(bench, rtol, **settings).conditions(working, rounding_rtol)
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """A direction of all leaves, and the size of the slope that is looked for."""
+
+    direction: Values
+    scale: Any
+
+
+class _Judge:
+    """Judges a reverse-mode claim at one point.
+
+    Attributes:
+      bench: The claim.
+      rtol: Allowed relative gap of a leaf.
+      what: What the messages call the derivative.
+      excuse: Why a formula can't be refused here, where it can't.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        rtol: float,
+        *,
+        what: str = "the gradient",
+        excuse: str = "",
+        judges_values: bool = True,
+    ):
+        self.bench, self.what, self.excuse = bench, what, excuse
+        self.judges_values = judges_values
+        spacing = bench.operand_spacing()
+        self.sizes = [size_of(x) for x in bench.wide[0]]
+        shaken = [bench.shaken(spacing, f"shaken {k}") for k in range(_SHAKES)]
+        offsets = [bench.shaken(_NUDGE, "nudged"), *shaken]
+        offsets += nearby(bench, self.sizes)
+        around = bench.read_around([] if bench.is_exact else offsets)
+        self.here: Readings = around[0]
+        self.around = around[: 2 + _SHAKES]
+        self.kink = KinkSamples.of(around[2 + _SHAKES :])
+        self.stops = bench.stops()
+        eps = bench.noise_eps
+        self.rtol = max(rtol, bench.half_spacing(), 64 * eps if eps else 0.0)
+        self.loops = jaxprs.has_loop_on_floats(bench.program.jaxpr)
+
+    def conditions(
+        self, working: Working | None, rounding_rtol: float | None
+    ) -> list[Condition]:
+        """Returns all that must hold."""
+        found = [*self._wholeness(), *self._values(), *self._formula()]
+        found += self._solvers()
+        found += rounding_conditions(
+            self.bench,
+            working,
+            [leaf.name for leaf in self.bench.leaves],
+            self.sizes,
+            [self.here, *self.around[2:]],
+            rounding_rtol,
+        )
+        return where_defined(all_finite(self.here.values), found)
+
+    def _wholeness(self) -> list[Condition]:
+        """A NaN beside a finite value is never right."""
+        return [
+            Condition(
+                f"{escaped(leaf.name)}: {self.what} is NaN or infinite",
+                ~_finite(claimed),
+            )
+            for leaf, claimed in zip(self.bench.leaves, self.here.claimed, strict=True)
+        ]
+
+    def _values(self) -> list[Condition]:
+        here, program = self.here, self.bench.program
+        if here.claimed_values is None or not self.judges_values:
+            return []
+        found = []
+        for output, claimed, value in zip(
+            program.outputs, here.claimed_values, here.values, strict=True
+        ):
+            gap = traced_gap(
+                claimed, value, rtol=self.rtol, floor=1e-13 * norm(finite_part(value))
+            )
+            found.append(
+                Condition(
+                    f"{escaped(output.name)}: the value computed for the derivative is "
+                    "off the function's by {gap} of its norm, allowed are {allowed}",
+                    gap.exceeded,
+                    numbers={"gap": gap.size, "allowed": gap.allowed},
+                )
+            )
+        return found
+
+    def _solvers(self) -> list[Condition]:
+        residual = self.here.residual
+        if residual is None:
+            return []
+        forward = jnp.maximum(
+            residual[SolveKind.SOLVE_DIRECT], residual[SolveKind.SOLVE_ITERATIVE]
+        )
+        found = []
+        for kind in SolveKind:
+            transposed = kind >= SolveKind.TRANSPOSE_DIRECT
+            iterates = kind in (
+                SolveKind.SOLVE_ITERATIVE,
+                SolveKind.TRANSPOSE_ITERATIVE,
+            )
+            limit: Any = _ITERATIVE_RESIDUAL if iterates else _DIRECT_RESIDUAL
+            if transposed:
+                limit = jnp.maximum(limit, 10 * forward)
+            exceeds = ~(residual[kind] <= limit)
+            loose = kind is SolveKind.SOLVE_ITERATIVE
+            name = "transpose_solve" if transposed else "solve"
+            found.append(
+                Condition(
+                    f"{name}: the residual is {{gap}}, allowed are {{allowed}}",
+                    exceeds & (not loose),
+                    exceeds & loose,
+                    "a linear solver stops far from the solution: tighten it",
+                    {"gap": residual[kind], "allowed": limit},
+                )
+            )
+        return found
+
+    # --- the formula --------------------------------------------------------------
+
+    def _formula(self) -> list[Condition]:
+        if self.bench.is_exact:
+            found = self._uncontradicted()
+        elif self.here.exact is None:
+            found = self._by_differences()
+        else:
+            found = self._by_exact(self.here.exact)
+        return [self._excused(condition) for condition in found]
+
+    def _excused(self, condition: Condition) -> Condition:
+        if not self.excuse:
+            return condition
+        return Condition(
+            condition.text, False, condition.wrong | condition.open, self.excuse
+        )
+
+    def _contributions(self, gradient: Values) -> Any:
+        return jnp.stack(
+            [
+                self.bench.over.total(norm(finite_part(g)) * size)
+                for g, size in zip(gradient, self.sizes, strict=True)
+            ]
+        )
+
+    def _magnitude(self) -> Any:
+        values = list(map(finite_part, self.here.values))
+        return magnitude(values, self.bench.wide[2], self.bench.over)
+
+    def _slope(self, direction: Values, scale: Any) -> TracedSlope:
+        return self.bench.measure(
+            direction,
+            self.here.values,
+            self.bench.wide[2],
+            scale=scale,
+            stops=self.stops,
+        )
+
+    def _uncontradicted(self) -> list[Condition]:
+        """Asks of a derivative that no rule is in whether the values contradict it."""
+        contributions = self._contributions(self.here.claimed)
+        least = _FAINT * jnp.maximum(jnp.max(contributions), self._magnitude())
+        ways = self._along_random(contributions, contributions < least)
+        slopes = self._slopes(ways)
+        contradicts = self._contradicted(ways, slopes, self.here.claimed)
+        way, slope, zero = ways[0], slopes[0], jnp.zeros(())
+        distance = slope.distance(self._predicted(self.here.claimed, way))
+        gap = TracedGap(distance / way.scale, zero + self.rtol, zero, contradicts)
+        found = []
+        for i, claimed in enumerate(self.here.claimed):
+            whole = _finite(claimed)
+            wrong = contradicts & (not self.loops) & whole
+            unsure = contradicts & self.loops & whole
+            found.append(self._condition(i, gap, wrong, unsure))
+        return found
+
+    def _by_exact(self, exact: Values) -> list[Condition]:
+        claimed = self.here.claimed
+        sound = all_finite(exact)
+        contributions = jnp.maximum(
+            self._contributions(claimed), self._contributions(exact)
+        )
+        largest = jnp.max(contributions)
+        faint = contributions < _FAINT * jnp.maximum(largest, self._magnitude())
+        gaps = [
+            self._gap(i, claimed[i], exact[i], faint[i], largest)
+            for i in range(len(claimed))
+        ]
+        parted = [
+            gap.exceeded & ~self._fits_symmetric(i, claimed[i], exact[i])
+            for i, gap in enumerate(gaps)
+        ]
+        if self.bench.program.as_functions is not None:
+            # No difference can follow a declared product: autodiff alone speaks.
+            return [
+                self._condition(i, gaps[i], parted[i] & _finite(claimed[i]))
+                for i in range(len(gaps))
+            ]
+        ways = [
+            self._along_dispute(gaps, parted, claimed, exact),
+            *self._along_random(contributions, faint),
+        ]
+        slopes = self._slopes(ways)
+        supported, resolved = self._settle(ways[0], slopes[0], claimed)
+        confirms = self._all_agree(ways[1:], slopes[1:], exact)
+        agrees = self._all_agree(ways[1:], slopes[1:], claimed)
+        contradicts = self._contradicted(ways[1:], slopes[1:], claimed)
+        found = []
+        for i, gap in enumerate(gaps):
+            whole = _finite(claimed[i])
+            accepted = supported | self._at_kink(i, gap, claimed[i], exact[i])
+            refuted = parted[i] & ~accepted & (resolved | confirms | faint[i])
+            unsure = parted[i] & ~accepted & ~(resolved | confirms | faint[i])
+            refuted |= ~parted[i] & contradicts & (not self.loops)
+            unsure |= ~parted[i] & contradicts & self.loops
+            # Without a sound exact derivative the differences stand alone.
+            refuted = jnp.where(sound, refuted, ~agrees & contradicts)
+            unsure = jnp.where(sound, unsure, ~agrees & ~contradicts)
+            found.append(self._condition(i, gap, refuted & whole, unsure & whole))
+        return found
+
+    def _gap(
+        self, i: int, claimed: Any, exact: Any, is_faint: Any, largest: Any
+    ) -> TracedGap:
+        """Compares one leaf; what rounding in float64 does to it is measured."""
+        near = self.around[1]
+        assert near.exact is not None
+        noise = norm(claimed - near.claimed[i]) + norm(exact - near.exact[i])
+        noise = jnp.where(jnp.isfinite(noise), noise, 0.0)
+        floor = noise * jnp.where(is_faint, _NOISE_FACTOR, _NOISE_FACTOR / 8)
+        if self.bench.noise_eps:
+            island = self.bench.noise_eps * largest / self.sizes[i]
+            floor = jnp.maximum(floor, island)
+        return traced_gap(claimed, exact, rtol=self.rtol, floor=floor)
+
+    def _at_kink(self, i: int, gap: TracedGap, claimed: Any, exact: Any) -> Any:
+        """Whether a claim is one of the gradients that the function has nearby."""
+        if self.kink is None:
+            return jnp.zeros((), bool)
+        return self.kink.accepts(i, claimed, exact, gap.disputed)
+
+    def _fits_symmetric(self, i: int, claimed: Any, exact: Any) -> Any:
+        """Whether the gradient by a symmetric matrix is right for symmetric changes."""
+        value = self.bench.wide[0][i]
+        if value.ndim < 2 or value.shape[-1] != value.shape[-2]:
+            return jnp.zeros((), bool)
+        own, part = _symmetric(claimed), _symmetric(exact)
+        close = ~traced_gap(own, part, rtol=self.rtol, floor=0.0).exceeded
+        itself = ~traced_gap(claimed, own, rtol=self.rtol, floor=0.0).exceeded
+        return jnp.all(value == _transposed(value)) & close & itself
+
+    # --- slopes along directions of all leaves ------------------------------------
+
+    def _along_dispute(
+        self, gaps: list[TracedGap], parted: Values, claimed: Values, exact: Values
+    ) -> _Way:
+        """Returns the way along the entries in dispute, of all leaves together.
+
+        Its scale is how far it sets claim and exact derivative apart.
+        """
+        direction = []
+        differences = [finite_part(c - e) for c, e in zip(claimed, exact, strict=True)]
+        for i, (difference, gap) in enumerate(zip(differences, gaps, strict=True)):
+            uneven = 0.5 + jnp.abs(self.bench.draw("dispute", i)) % 1
+            sign = jnp.conj(difference) / jnp.where(
+                difference == 0, 1, jnp.abs(difference)
+            )
+            part = self.sizes[i] * uneven * sign * (gap.disputed & parted[i])
+            direction.append(part)
+        return _Way(direction, inner(differences, direction, self.bench.over))
+
+    def _along_random(self, contributions: Any, faint: Any) -> list[_Way]:
+        """Returns random ways, on which the leaves are weighed to count alike."""
+        counted = jnp.where(faint | (contributions <= 0), jnp.inf, contributions)
+        ratios = jnp.min(counted) / jnp.where(contributions > 0, contributions, 1.0)
+        ratios = jnp.where(jnp.isfinite(ratios), ratios, 1.0)
+        ratios = jnp.clip(ratios, 1e-3, 1.0)
+        expected = jnp.sqrt(jnp.sum((ratios * contributions) ** 2))
+        scale = jnp.maximum(expected, _LEAST_SCALE * self._magnitude())
+        return [
+            _Way(
+                [
+                    ratios[i] * self.sizes[i] * self.bench.draw(f"direction {k}", i)
+                    for i in range(len(self.sizes))
+                ],
+                scale,
+            )
+            for k in range(_DIRECTIONS)
+        ]
+
+    def _slopes(self, ways: list[_Way]) -> list[TracedSlope]:
+        """Measures along each way; the program is compiled once for all of them."""
+        stacked = jax.tree_util.tree_map(lambda *parts: jnp.stack(parts), *ways)
+        slopes = lax.map(lambda way: self._slope(way.direction, way.scale), stacked)
+        return [
+            jax.tree_util.tree_map(lambda part, k=k: part[k], slopes)
+            for k in range(len(ways))
+        ]
+
+    def _settle(
+        self, way: _Way, slope: TracedSlope, claimed: Values
+    ) -> tuple[Any, Any]:
+        """Says whether a slope is the claim's, and whether it tells the two apart."""
+        tolerance = 3 * slope.error + _SWAMPED * way.scale
+        resolved = tolerance <= way.scale / 2
+        predicted = self._predicted(claimed, way)
+        near = 3 * slope.error + _AGREES * way.scale + self.rtol * jnp.abs(predicted)
+        return resolved & (slope.distance(predicted) <= near), resolved
+
+    def _predicted(self, gradient: Values, way: _Way) -> Any:
+        finite = list(map(finite_part, gradient))
+        return inner(finite, way.direction, self.bench.over)
+
+    def _all_agree(
+        self, ways: list[_Way], slopes: list[TracedSlope], gradient: Values
+    ) -> Any:
+        """Whether every slope is the gradient's."""
+        agrees = jnp.ones((), bool)
+        for way, slope in zip(ways, slopes, strict=True):
+            allowed = self.rtol * way.scale + 3 * slope.error
+            distance = slope.distance(self._predicted(gradient, way))
+            agrees &= (distance <= allowed) & (allowed <= _SWAMPED * way.scale)
+        return agrees
+
+    def _contradicted(
+        self, ways: list[_Way], slopes: list[TracedSlope], gradient: Values
+    ) -> Any:
+        """Whether every slope is settled and far from the gradient's, at no kink."""
+        contradicts = jnp.ones((), bool)
+        for way, slope in zip(ways, slopes, strict=True):
+            predicted = self._predicted(gradient, way)
+            distance = slope.distance(predicted)
+            nearest = jnp.min(jnp.abs(slope.rungs - predicted))
+            contradicts &= (
+                (distance > _SETTLED * way.scale)
+                & (slope.error <= _SETTLED * distance)
+                & (nearest >= distance / 4)
+                & ~slope.is_kink
+            )
+        return contradicts
+
+    def _by_differences(self) -> list[Condition]:
+        """Judges each leaf by slopes along its own random directions."""
+        claimed, count = self.here.claimed, len(self.sizes)
+        contributions = self._contributions(claimed)
+        least = _LEAST_SCALE * self._magnitude()
+
+        def outcome(place: Any) -> tuple[Any, Any, Any, Any]:
+            leaf, k = place // _DIRECTIONS, place % _DIRECTIONS
+            direction = []
+            for i in range(count):
+                drawn = jnp.stack(
+                    [self.bench.draw(f"leaf {k}", i) for k in range(_DIRECTIONS)]
+                )
+                direction.append(jnp.where(leaf == i, self.sizes[i] * drawn[k], 0))
+            scale = jnp.maximum(contributions[leaf], least)
+            slope = self._slope(direction, scale)
+            predicted = inner(
+                list(map(finite_part, claimed)), direction, self.bench.over
+            )
+            distance = slope.distance(predicted)
+            allowed = self.rtol * scale + 3 * slope.error
+            off = distance > jnp.maximum(allowed, _SETTLED * slope.error)
+            return off, allowed > _SWAMPED * scale, distance / scale, allowed / scale
+
+        places = np.arange(count * _DIRECTIONS)
+        off, swamped, sizes, limits = (
+            part.reshape(count, _DIRECTIONS) for part in lax.map(outcome, places)
+        )
+        found = []
+        for i in range(count):
+            blind = jnp.any(swamped[i]) | jnp.zeros((), bool)
+            wrong = jnp.any(off[i] & ~swamped[i])
+            wrong_or_loop = wrong & self.loops
+            gap = TracedGap(jnp.max(sizes[i]), jnp.max(limits[i]), None, wrong)
+            whole = _finite(claimed[i])
+            found.append(
+                self._condition(
+                    i,
+                    gap,
+                    wrong & (not self.loops) & whole,
+                    ((blind & ~wrong) | wrong_or_loop) & whole,
+                )
+            )
+        return found
+
+    def _condition(
+        self, i: int, gap: TracedGap, wrong: Any, unsure: Any = False
+    ) -> Condition:
+        leaf = self.bench.leaves[i]
+        return Condition(
+            f"{escaped(leaf.name)}: {self.what} is off by {{gap}} of its norm, "
+            "allowed are {allowed} (both in float64)",
+            wrong,
+            unsure,
+            "differences of the values are too noisy here, or the program's loops stop "
+            "too early, to tell",
+            {"gap": gap.size, "allowed": gap.allowed},
+        )
+
+
+def _finite(value: Any) -> Any:
+    return jnp.all(jnp.isfinite(value))
+
+
+def _transposed(value: Any) -> Any:
+    return jnp.conj(jnp.swapaxes(value, -1, -2))
+
+
+def _symmetric(value: Any) -> Any:
+    return (value + _transposed(value)) / 2
