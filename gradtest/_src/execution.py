@@ -238,7 +238,7 @@ class _Staying(Compiled):
 def _loose(tree: Any) -> Any:
     """Returns a tree in which no array is spread over devices of the CPU."""
     return jax.tree_util.tree_map(
-        lambda leaf: leaf if spread_of(leaf) is None else np.asarray(leaf), tree
+        lambda leaf: leaf if spread_of(leaf) is None else spanning.whole(leaf), tree
     )
 
 

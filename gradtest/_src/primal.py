@@ -11,9 +11,9 @@ from gradtest._src.gaps import leaf_gap
 from gradtest._src.solvers import SolveKind
 
 # A solver's residual: rounding explains this much for a direct one ...
-_DIRECT_RESIDUAL = 1e-6
+DIRECT_RESIDUAL = 1e-6
 # ... and this much, its square root in float32, is a usual tolerance to iterate to.
-_ITERATIVE_RESIDUAL = 3.5e-4
+ITERATIVE_RESIDUAL = 3.5e-4
 
 
 def value_trouble(case: Case) -> diagnose.Cause | None:
@@ -67,7 +67,7 @@ def solver_findings(case: Case) -> list[Finding]:
     for kind in SolveKind:
         transposed = kind in (SolveKind.TRANSPOSE_DIRECT, SolveKind.TRANSPOSE_ITERATIVE)
         iterates = kind in (SolveKind.SOLVE_ITERATIVE, SolveKind.TRANSPOSE_ITERATIVE)
-        allowed = _ITERATIVE_RESIDUAL if iterates else _DIRECT_RESIDUAL
+        allowed = ITERATIVE_RESIDUAL if iterates else DIRECT_RESIDUAL
         if transposed:
             allowed = max(allowed, 10 * forward)
         allowed = max(allowed, 64 * case.noise if case.bench.islands else 0.0)

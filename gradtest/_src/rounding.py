@@ -25,7 +25,7 @@ _ULPS, _MOST_FLOOR = 128, 1 / 16
 # them in a row come to.
 _PRODUCT_ULPS = 8
 # How much worse than plain autodiff a rule may round.
-_FACTOR, _LEAST_FACTOR, _LARGE = 8, 2, 1 / 4
+FACTOR, LEAST_FACTOR, LARGE = 8, 2, 1 / 4
 # Without a rule-free derivative: what an unstable formula must exceed, as a root.
 _UNMEASURED_ROOT = 0.5
 # So often the operands are moved at random.
@@ -168,14 +168,24 @@ def _spacing(products: Format | None) -> float:
     return 0.0 if products is None else products.eps
 
 
+def floor(working_eps: float, products: Format | None) -> float:
+    """Returns what may be lost without being measured, relative to a norm.
+
+    Args:
+      working_eps: Spacing of the working dtype.
+      products: What products of matrices round to, where that is coarser.
+    """
+    own = min(_ULPS * working_eps, _MOST_FLOOR)
+    return max(own, _PRODUCT_ULPS * _spacing(products))
+
+
 def _floors(
     case: Case, lifted: Values, rounding_rtol: float | None, products: Format | None
 ) -> list[float]:
     eps = max(case.working_eps, _spacing(products))
     relative = rounding_rtol
     if relative is None:
-        relative = min(_ULPS * case.working_eps, _MOST_FLOOR)
-        relative = max(relative, _PRODUCT_ULPS * _spacing(products))
+        relative = floor(case.working_eps, products)
     scales = _scales(case)
     parts = [norm(c) * scale for c, scale in zip(lifted, scales, strict=True)]
     largest = max(parts, default=0.0)
@@ -245,7 +255,7 @@ def allowance(loss: float, usual: float, scale: float) -> float:
     that leaves nothing to check.
     """
     loss = max(loss, usual * scale)
-    return min(_FACTOR * loss, max(_LEAST_FACTOR * loss, _LARGE * scale))
+    return min(FACTOR * loss, max(LEAST_FACTOR * loss, LARGE * scale))
 
 
 def _judge(

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from gradtest._src import jaxprs
+from gradtest._src.primal import DIRECT_RESIDUAL, ITERATIVE_RESIDUAL
 from gradtest._src.solvers import SolveKind
 from gradtest._src.traced.gaps import (
     Condition,
@@ -39,7 +40,6 @@ _NOISE_FACTOR, _FAINT = 64, 1e-9
 _DIRECTIONS = 2
 _SWAMPED, _SETTLED, _AGREES = 0.05, 1e-3, 1e-5
 _LEAST_SCALE = 1e-6
-_DIRECT_RESIDUAL, _ITERATIVE_RESIDUAL = 1e-6, 3.5e-4
 
 
 def reverse_conditions(
@@ -164,7 +164,7 @@ class _Judge:
                 SolveKind.SOLVE_ITERATIVE,
                 SolveKind.TRANSPOSE_ITERATIVE,
             )
-            limit: Any = _ITERATIVE_RESIDUAL if iterates else _DIRECT_RESIDUAL
+            limit: Any = ITERATIVE_RESIDUAL if iterates else DIRECT_RESIDUAL
             if transposed:
                 limit = jnp.maximum(limit, 10 * forward)
             exceeds = ~(residual[kind] <= limit)

@@ -8,13 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from gradtest._src.case import NOISE_FLOOR
+from gradtest._src.devices import homes, matmuls
+from gradtest._src.rounding import FACTOR, LARGE, LEAST_FACTOR, floor
 from gradtest._src.traced.gaps import Condition, all_finite, escaped, finite_part
 from gradtest._src.traced.readings import Bench, Readings, Working, norm, widened
 
 Values = list[Any]
-_ULPS, _MOST_FLOOR = 128, 1 / 16
 _OVERFLOWS = "the value itself is not finite in its own precision"
-_FACTOR, _LEAST_FACTOR, _LARGE = 8, 2, 1 / 4
 
 
 def rounding_conditions(
@@ -82,7 +82,8 @@ def _allowed(
     rounding_rtol: float | None,
 ) -> Values:
     here = around[0]
-    relative = rounding_rtol or min(_ULPS * bench.working_eps, _MOST_FLOOR)
+    products = matmuls.coarsest(bench.claim.jaxpr, homes.default_device())
+    relative = rounding_rtol or floor(bench.working_eps, products)
     sizes = [norm(finite_part(c)) for c in here.claimed]
     parts = [size * scale for size, scale in zip(sizes, scales, strict=True)]
     largest = jnp.max(jnp.stack(parts))
@@ -96,8 +97,8 @@ def _allowed(
     if plain is None or here.yardstick is None:
         root = bench.working_eps**0.5
         return [
-            jnp.maximum(floor, root * size)
-            for floor, size in zip(floors, sizes, strict=True)
+            jnp.maximum(least, root * size)
+            for least, size in zip(floors, sizes, strict=True)
         ]
     losses = [norm(widened(p) - e) for p, e in zip(plain, here.yardstick, strict=True)]
     losses = [jnp.where(jnp.isfinite(loss), loss, 0.0) for loss in losses]
@@ -111,12 +112,12 @@ def _allowed(
         )
     )
     found = []
-    for i, (floor, loss, size) in enumerate(zip(floors, losses, sizes, strict=True)):
+    for i, (least, loss, size) in enumerate(zip(floors, losses, sizes, strict=True)):
         loss = jnp.maximum(loss, usual * size)
         limit = jnp.minimum(
-            _FACTOR * loss, jnp.maximum(_LEAST_FACTOR * loss, _LARGE * size)
+            FACTOR * loss, jnp.maximum(LEAST_FACTOR * loss, LARGE * size)
         )
-        limit = jnp.maximum(floor, limit)
+        limit = jnp.maximum(least, limit)
         for there in around[1:]:
             assert there.yardstick is not None
             moved = norm(there.yardstick[i] - here.yardstick[i])
