@@ -1,6 +1,7 @@
 """The README's code runs, and prints the failure that the README shows."""
 
 import re
+import unittest
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,22 @@ def test_a_block_of_code_does_what_the_readme_says(code, failure):
     names = {"__name__": "readme"}
     if failure is None:
         exec(program, names)
+        _run_tests(names)
         return
     with pytest.raises(AssertionError) as caught:
         exec(program, names)
     assert str(caught.value).strip() == failure.strip()
+
+
+def _run_tests(names: dict[str, Any]) -> None:
+    """Runs the tests that a block of code defines, if it does."""
+    loader = unittest.defaultTestLoader
+    for value in names.values():
+        if isinstance(value, type) and issubclass(value, unittest.TestCase):
+            result = unittest.TestResult()
+            loader.loadTestsFromTestCase(value).run(result)
+            assert result.testsRun
+            assert result.wasSuccessful(), result.errors + result.failures
 
 
 def test_both_commands_are_marked_for_ci():
