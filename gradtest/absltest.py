@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -68,27 +69,38 @@ class TestCase(absltest.TestCase):
             options = {**options, "key": seed}
         try:
             return assertion(*args, **options)
-        except (gradtest.GradientMismatch, gradtest.GradientInconclusive) as error:
+        except Exception as error:
+            report = getattr(error, "report", None)
+            if report is None:  # no verdict: a mistake in the call
+                raise
             chosen = f" --{_SEED}={seed}" if is_seeded else ""
-            key = f"  # key={error.report.key}" if has_key else ""
-            failure = self._failure(error, f"{self._command()}{chosen}{key}")
+            key = f"  # key={report.key}" if has_key else ""
+            failure = self._failure(error, f"{self._command(chosen)}{key}")
         raise failure
 
     def _failure(self, error: Any, replay: str) -> Exception:
         """Returns an error as the test's own kind of failure, with its replay line."""
         text = f"{error}\n  Replay: {replay}"
         kind: Any = self.failureException
-        if isinstance(error, kind):
-            return type(error)(text, error.report)
+        if isinstance(error, gradtest.GradientMismatch | gradtest.GradientInconclusive):
+            if isinstance(error, kind):
+                return type(error)(text, error.report)
+        else:  # the caller asked for this exception
+            kind = type(error)
         failure = kind(text)
         failure.report = error.report
         return failure
 
-    def _command(self) -> str:
-        """Returns the command that runs this test alone."""
+    def _command(self, chosen: str) -> str:
+        """Returns the command that runs this test alone, as it is run now."""
         kind = type(self)
         try:
             path = os.path.relpath(inspect.getfile(kind))
         except (OSError, TypeError, ValueError):  # made in a notebook or a shell
             path = kind.__module__
-        return f"python {path} {kind.__qualname__}.{self._testMethodName}"
+        test = self._testMethodName
+        if kind.__module__ != "__main__" and "PYTEST_CURRENT_TEST" in os.environ:
+            place = shlex.quote(f"{path}::{kind.__qualname__}::{test}")
+            return f"python -m pytest {place}"
+        place = shlex.quote(f"{kind.__qualname__}.{test}")
+        return f"python {shlex.quote(path)} {place}{chosen}"

@@ -333,6 +333,23 @@ def _sharded_jit_of_a_sum(n):
     return step
 
 
+def _one_part_lost(n):
+    def local(params, batch):
+        gradients = jax.grad(loss)(params, batch)
+        counts = jnp.where(lax.axis_index("data") == 1, 0.0, 1.0)
+        return pmean(jax.tree.map(lambda g: counts * g, gradients))
+
+    return under_pmap(local, n)
+
+
+def _guarded_mean(params, batch):
+    """The mean of a part, 0 where all of it is masked."""
+    error = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return jnp.sum(batch["mask"] * error**2) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+
+
+# The last part of the batch is padding alone.
+_PADDED = BATCH | {"mask": jnp.where(jnp.arange(ROWS) < 9, 1.0, 0.0)}
 _ODD = jax.tree.map(lambda x: jnp.concatenate([x, x[:1] + 1]), BATCH)
 
 WRONG = [
@@ -357,6 +374,18 @@ WRONG = [
     Step(
         "rows that do not divide are dropped", _drops_rows,
         ("the gradient of the first 16 of 17 rows",), batch=_ODD,
+    ),
+    Step(
+        "a part that does not count",
+        _one_part_lost,
+        ("all parts of the batch but number 1 of {n}",),
+    ),
+    Step(
+        "a part that is all masked",
+        lambda n: under_pmap(reduced(pmean, _guarded_mean), n),
+        ("the mean of the gradients of {n} parts", "do not count alike"),
+        loss=masked_loss,
+        batch=_PADDED,
     ),
     Step(
         "one leaf is not reduced", _one_leaf_forgotten,

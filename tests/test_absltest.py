@@ -95,8 +95,14 @@ class MethodsTest(gradtest.absltest.TestCase):
         with self._refused() as caught:
             self.assertGradMatches(loss, wrong, X, key=7)
         last = str(caught.value).splitlines()[-1]
-        method = "MethodsTest.test_the_replay_line_has_the_test_and_the_key"
-        self.assertEndsWith(last, f"test_absltest.py {method}  # key=7")
+        method = "MethodsTest::test_the_replay_line_has_the_test_and_the_key"
+        self.assertIn("Replay: python -m pytest ", last)
+        self.assertEndsWith(last, f"test_absltest.py::{method}  # key=7")
+
+    def test_an_exception_of_the_callers_choice_has_the_replay_line_too(self):
+        with pytest.raises(KeyError, match="Replay: python -m pytest") as caught:
+            self.assertGradMatches(loss, wrong, X, exception_type=KeyError)
+        assert caught.value.report.verdict is gradtest.Verdict.FAIL
 
 
 class OtherError(Exception):

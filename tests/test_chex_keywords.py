@@ -171,3 +171,23 @@ def test_enabled_asserts_check_again():
     chex.enable_asserts()
     with pytest.raises(gradtest.GradientMismatch):
         gradtest.assert_grad_matches(square_sum, flipped, _X)
+
+
+@pytest.mark.parametrize(
+    "kind", [gradtest.GradientMismatch, gradtest.GradientInconclusive, KeyError]
+)
+def test_exception_type_may_be_any_class_that_takes_a_message(kind):
+    with pytest.raises(kind) as caught:
+        gradtest.assert_grad_matches(square_sum, flipped, _X, exception_type=kind)
+    assert caught.value.report.verdict is gradtest.Verdict.FAIL
+
+
+def test_exception_type_that_takes_more_is_named():
+    class TwoPartError(Exception):
+        def __init__(self, message, place):
+            super().__init__(message, place)
+
+    with pytest.raises(TypeError, match="`exception_type` must be made of a message"):
+        gradtest.assert_grad_matches(
+            square_sum, flipped, _X, exception_type=TwoPartError
+        )

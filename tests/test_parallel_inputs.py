@@ -238,6 +238,33 @@ def test_a_step_on_one_device_says_so():
     )
 
 
+def test_a_step_in_half_precision_beside_a_loss_in_full_is_named():
+    def half(params, batch):
+        params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        return loss(params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), batch))
+
+    step = under_pmap(reduced(pmean, half), 4)
+    message = _refused(step, loss, PARAMS, BATCH)
+    assert "computes in half precision what the loss computes in full" in message
+    check(step, half, PARAMS, BATCH)
+
+
+def test_custom_rules_of_the_loss_are_pointed_to():
+    @jax.custom_vjp
+    def cubed(x):
+        return x**3
+
+    cubed.defvjp(lambda x: (x**3, x), lambda x, g: (g * x,))
+
+    def with_rule(params, batch):
+        return jnp.mean(cubed(batch["x"] @ params["w"]))
+
+    message = _refused(
+        under_pmap(reduced(pmean, with_rule), 4), with_rule, {"w": PARAMS["w"]}, BATCH
+    )
+    assert "calls custom rules (cubed): assert_custom_rules_match" in message
+
+
 def test_what_is_excluded_is_listed():
     def forgets(params, batch):
         gradients = jax.grad(loss)(params, batch)
@@ -286,6 +313,10 @@ _BAD = {
     "gradients of another tree": (
         (lambda p, b: p["w"], loss, PARAMS, BATCH),
         "`step` must return gradients like `params`, or a pair",
+    ),
+    "new parameters in place of a loss": (
+        (lambda p, b: (p["w"], p), loss, PARAMS, BATCH),
+        r"wanted one real number for the loss, .* got float32\[3\]",
     ),
     "gradients of other shapes": (
         (lambda p, b: {"w": p["w"][:2], "b": p["b"]}, loss, PARAMS, BATCH),

@@ -48,7 +48,11 @@ class Backward:
         )
         self.first = self.inputs.draw(options.key, 0)
         self.program = program.trace_program(
-            fn, self.inputs, self.first, has_aux=options.has_aux
+            fn,
+            self.inputs,
+            self.first,
+            has_aux=options.has_aux,
+            variant=options.variant,
         )
         self.claim = claims.reverse_claim(self.program, self.first, options.variant)
         self.checked = [

@@ -29,6 +29,7 @@ from gradtest._src.hand_written import hand_written_findings
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
 from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.options import Options
+from gradtest._src.parallel.causes import explain_devices
 from gradtest._src.primal import solver_findings, value_findings
 from gradtest._src.program import Program
 from gradtest._src.pushed import judge_pushed
@@ -94,6 +95,7 @@ class Check:
             point,
             has_aux=self.options.has_aux,
             intentions=self.options.expect_differs,
+            variant=self.options.variant,
         )
 
     def findings(self) -> list[Finding]:
@@ -163,6 +165,7 @@ class Check:
         if level and self._off_branch:
             return [_unjudged_second(case)]
         found = explain_gaps(case, judge_formula(case), judge_formula)
+        found = explain_devices(case, found)
         if not level:
             self._off_branch = overrules_exact(case, found)
         pushed = forward.judge_beside_reverse(case)
@@ -306,12 +309,13 @@ class Check:
             notes.append(f"run under {variants.describe_variant(variant)}")
         if jaxprs.STOP_GRADIENT in jaxprs.primitives(self._programs[0].jaxpr):
             notes.append("values under stop_gradient are held constant")
-        if self._evidence.devices:
+        traced = [self._programs[0], self._claims[0].reverse, self._claims[0].forward]
+        cut = variants.cut_notes([each.jaxpr for each in traced if each])
+        if self._evidence.devices and not cut:
             notes.append(
                 f"the result of each of {self._evidence.devices} devices was checked"
             )
-        traced = [self._programs[0], self._claims[0].reverse, self._claims[0].forward]
-        return notes + variants.cut_notes([each.jaxpr for each in traced if each])
+        return notes + cut
 
     def _hint(self, findings: list[Finding]) -> str:
         """Says how rules of the user's are declared that may differ on purpose."""
@@ -322,6 +326,11 @@ class Check:
         claim = self._claims[0].reverse or self._claims[0].forward
         if not departs or claim is None or not claim.is_autodiff:
             return ""
+        unique = self._users_rules()
+        return diagnose.how_to_declare(unique) if unique else ""
+
+    def _users_rules(self) -> list[str]:
+        """Names the rules of the user's that are not declared."""
         traced = self._programs[0]
         sources = [
             jaxprs.read_rule(eqn)
@@ -330,8 +339,7 @@ class Check:
             and id(eqn) not in traced.declared
         ]
         names = [source.name for source in sources if jaxprs.is_users(source)]
-        unique = list(dict.fromkeys(names))
-        return diagnose.how_to_declare(unique) if unique else ""
+        return list(dict.fromkeys(names))
 
     def _replay(self, assertion: str, name: str, findings: list[Finding]) -> str:
         bad = [f for f in findings if f.verdict is not Verdict.PASS]

@@ -142,17 +142,23 @@ def trace_claim(
     arguments = [list(point.moving), list(program.held(point)), seed]
     moving, outputs = program.inputs.moving, program.outputs
     derived = [item.shape for item in (moving if mode == "rev" else outputs)]
-    run = call if variant is None else variants.apply_variant(variant, call)
-    traced = run
-    if variant is not None and variants.only_places_arguments(variant):
-        traced = call
-    with execution.user_code():
-        try:
+    try:
+        run = call if variant is None else variants.apply_variant(variant, call)
+        traced = run
+        if variant is not None and variants.only_places_arguments(variant):
+            traced = call
+        with execution.user_code():
             jaxpr = jaxprs.expand_all(jax.make_jaxpr(traced)(*arguments))
-        except jax.errors.UnexpectedTracerError:
-            if not program.has_rules:
-                raise
-            raise _leak("") from None
+    except SlipError:
+        raise
+    except jax.errors.UnexpectedTracerError:
+        if not program.has_rules:
+            raise
+        raise _leak("") from None
+    except Exception as error:
+        if variant is not None:
+            variants.require_transformation(variant, arguments, error)
+        raise
     leaked = [
         const
         for const in jaxprs.nested_consts(jaxpr)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
 from gradtest._src.case import NOISE_FLOOR, Case, norm, pair, pair_all
+from gradtest._src.conventions import Convention, convention
 from gradtest._src.differences import Slope, magnitude
 from gradtest._src.findings import Entry, Finding, Verdict
 from gradtest._src.gaps import LeafGap, as_number, leaf_gap
@@ -96,7 +97,33 @@ class FormulaJudge:
             found |= {i: self._judge_leaf(i) for i in sound}
         else:
             found |= self._judge_sound()
-        return [found[i] for i in range(len(case.leaves))]
+        return [
+            self._by_convention(i, found[i]) if i not in broken else found[i]
+            for i in range(len(case.leaves))
+        ]
+
+    def _by_convention(self, i: int, finding: Finding) -> Finding:
+        """Accepts at a kink what JAX itself takes for the derivative there."""
+        if finding.verdict is Verdict.PASS:
+            return finding
+        varies = self._nearby is not None and self._nearby.varying(i)
+        if not (varies or finding.cause is diagnose.KINK) or self._convention is None:
+            return finding
+        gradient, rtol = self._convention
+        gap = leaf_gap(self.claimed[i], gradient[i], rtol=rtol, floor=self.floors[i])
+        if gap.is_exceeded:
+            return finding
+        return self._finding(
+            i,
+            Verdict.PASS,
+            size=gap.size,
+            allowed=gap.allowed,
+            notes=(_CONVENTION_NOTE,),
+        )
+
+    @functools.cached_property
+    def _convention(self) -> Convention | None:
+        return convention(self.case)
 
     def by_exact(self, i: int) -> Finding:
         """Judges one leaf by the exact derivative alone, which is confirmed."""
@@ -454,4 +481,7 @@ _DECLARED_NOTE = (
 _SILENT_NOTE = "zero but for rounding, and claimed so"
 _FAINT_NOTE = "too faint for differences: judged by rule-free autodiff alone"
 _NOISE_NOTE = "so small that float64 itself rounds it by as much"
+_CONVENTION_NOTE = (
+    "at a kink: it is what JAX takes for the derivative there (0 for relu at 0)"
+)
 _KINK_NOTE = "at a kink: gradients between those of its sides are accepted"

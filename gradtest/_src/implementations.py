@@ -55,10 +55,12 @@ class AgreementCheck(Check):
 
     def _trace(self, inputs: Inputs, point: Point) -> Pair:
         aux = self.options.has_aux
-        own = trace_program(self.fn, inputs, point, has_aux=aux)
+        variant = self.options.variant
+        own = trace_program(self.fn, inputs, point, has_aux=aux, variant=variant)
         reference = trace_program(
-            self.reference, inputs, point, has_aux=aux, role="reference"
-        )
+            self.reference, inputs, point, has_aux=aux, role="reference",
+            variant=variant,
+        )  # fmt: skip
         match_results(own, reference)
         fields = {
             field.name: getattr(reference, field.name)
@@ -99,7 +101,7 @@ class AgreementCheck(Check):
     def _yardstick(self, case: Case) -> Case:
         """Returns `fn` itself as a case: how its rule-free derivative rounds."""
         own = _own(case.program)
-        claim = claims.reverse_claim(own, case.point)
+        claim = claims.reverse_claim(own, case.point, self.options.variant)
         judged = Case(
             own, claim, case.point, rtol=case.rtol, key=case.key, trial=case.trial,
             works=False,

@@ -74,6 +74,7 @@ class Evaluator:
       declared: What stands in for custom rules that differ on purpose, by the `id` of
         their call; see `stand_ins.StandIn`.
       jitter: Moves every rounded result by a unit in the last place; None leaves them.
+      keeps: Says which equations run as the program has them, their rules included.
       residual: Under a `solver_audit`, the largest relative residual of the linear
         solves met, float64[4] by `solvers.SolveKind`; None otherwise.
     """
@@ -92,6 +93,7 @@ class Evaluator:
         place: Any = None,
         declared: Mapping[int, Any] | None = None,
         jitter: Jitter | None = None,
+        keeps: Callable[[Eqn], bool] | None = None,
     ):
         self.wide = wide
         self.hoisted = hoisted or {}
@@ -104,6 +106,7 @@ class Evaluator:
         self.place = place
         self.declared = declared or {}
         self.jitter = jitter
+        self.keeps = keeps
         self.residual: Any = None if solver_audit is None else jnp.zeros(4)
 
     def fork(self, **changes: Any) -> Evaluator:
@@ -120,6 +123,7 @@ class Evaluator:
             "place": self.place,
             "declared": self.declared,
             "jitter": self.jitter,
+            "keeps": self.keeps,
         }
         return Evaluator(**(settings | changes))
 
@@ -170,6 +174,8 @@ class Evaluator:
 
     def apply(self, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
         """Returns the results of one equation."""
+        if self.keeps is not None and self.keeps(eqn):
+            return jaxprs.bind(eqn, self.narrow(operands, eqn.invars), eqn.params)
         handler = HANDLERS.get(eqn.primitive.name)
         if handler is not None:
             return handler(self, eqn, operands)

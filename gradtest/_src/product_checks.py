@@ -111,4 +111,6 @@ class TransposeCheck(Check):
     """Checks the transpose of a linear function, and that the function is linear."""
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
-        return trace_program(self.fn, inputs, point, role="linear_fn")
+        return trace_program(
+            self.fn, inputs, point, role="linear_fn", variant=self.options.variant
+        )

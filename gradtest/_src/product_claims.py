@@ -27,9 +27,20 @@ Variant = Callable[..., Any] | None
 
 
 def vjp_claim(
-    program: Program, point: Point, product: Product, variant: Variant
+    program: Program,
+    point: Point,
+    product: Product,
+    variant: Variant,
+    seed: Values | None = None,
 ) -> Claim:
     """Traces `product(args, cotangent)`, which returns cotangents of the arguments.
+
+    Args:
+      program: The function.
+      point: Where it is traced.
+      product: The hand-written product.
+      variant: What it runs under.
+      seed: Cotangents of the types to trace it for; by default ones.
 
     Raises:
       TypeError: It returns another tree, shape or dtype than the arguments have.
@@ -41,7 +52,7 @@ def vjp_claim(
         returned = _returned_by(HAND_WRITTEN, product, arguments, cotangent)
         return _leaves_of_arguments(program, returned, HAND_WRITTEN)
 
-    seed = output_seed(program)
+    seed = seed or output_seed(program)
     claim = trace_claim("rev", program, point, call, seed, variant)
     return _made_by(claim, HAND_WRITTEN, "cotangent")
 
@@ -68,7 +79,11 @@ def jvp_claim(
 
 
 def hvp_claim(
-    gradient: Program, point: Point, product: Product, variant: Variant
+    gradient: Program,
+    point: Point,
+    product: Product,
+    variant: Variant,
+    seed: Values | None = None,
 ) -> Claim:
     """Traces `product(args, tangents)`, which returns a Hessian's product with them.
 
@@ -86,13 +101,17 @@ def hvp_claim(
         returned = _returned_by(HAND_WRITTEN, product, arguments, tangents)
         return _leaves_of_arguments(gradient, returned, HAND_WRITTEN)
 
-    seed = output_seed(gradient)
+    seed = seed or output_seed(gradient)
     claim = trace_claim("rev", gradient, point, call, seed, variant)
     return _made_by(claim, HAND_WRITTEN, "tangent")
 
 
 def transpose_claim(
-    program: Program, point: Point, product: Product, variant: Variant
+    program: Program,
+    point: Point,
+    product: Product,
+    variant: Variant,
+    seed: Values | None = None,
 ) -> Claim:
     """Traces `product(cotangent)`, the transpose of a linear function of one argument.
 
@@ -105,7 +124,7 @@ def transpose_claim(
         returned = _returned_by(TRANSPOSE, product, cotangent)
         return _leaves_of_arguments(program, returned, TRANSPOSE)
 
-    seed = output_seed(program)
+    seed = seed or output_seed(program)
     claim = trace_claim("rev", program, point, call, seed, variant)
     return _made_by(claim, TRANSPOSE, "cotangent")
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gradtest._src import execution, jaxprs
+from gradtest._src.devices.replicas import on_replicas
 from gradtest._src.execution import SlipError
 from gradtest._src.inputs import Inputs, Point, Role
 from gradtest._src.intentions import Intentions, stand_ins
@@ -191,6 +192,7 @@ def trace_program(
     has_aux: bool = False,
     role: str = "fn",
     intentions: Intentions | None = None,
+    variant: Callable[..., Any] | None = None,
 ) -> Program:
     """Traces `fn` once at the types of `point`.
 
@@ -201,6 +203,7 @@ def trace_program(
       has_aux: Whether it returns a pair of result and auxiliary data.
       role: The argument of the assertion that it came as, for messages.
       intentions: Custom rules that differ on purpose, and what they claim.
+      variant: What binds the named axes that `fn` uses, where it does not.
 
     Raises:
       TypeError: `fn` returns nothing that can be differentiated.
@@ -216,23 +219,22 @@ def trace_program(
     def first_call(moving: Sequence[Any], held: Sequence[Any]) -> Values:
         returned = fn(*inputs.arguments(moving, held))
         result = _without_aux(returned, has_aux, role)
-        outputs.extend(_read_outputs(result, role))
+        outputs[:] = _read_outputs(result, role)
         results.append(jax.tree_util.tree_map(_shape_and_dtype, result))
         return _differentiable(result)
 
+    at = (point.moving, point.held)
     with execution.user_code():
         try:
-            jaxpr = jaxprs.expand_all(
-                jax.make_jaxpr(first_call)(point.moving, point.held)
-            )
+            jaxpr = _traced(first_call, at, variant)
         except SlipError:
             raise
         except Exception as error:
             error.add_note(f"gradtest: raised by `{role}` itself, while it was traced.")
-            if isinstance(error, NameError) and "axis name" in str(error):
+            if _is_about_axis(error):
                 error.add_note(
-                    f"gradtest: `{role}` is traced by itself, outside of `variant`: an "
-                    "axis that it uses must be bound inside of it."
+                    f"gradtest: `{role}` uses an axis that is bound around it: hand "
+                    "over what binds it as `variant`, or the function that is mapped."
                 )
             if isinstance(error, jax.errors.ConcretizationTypeError):
                 error.add_note(
@@ -252,12 +254,29 @@ def trace_program(
         _evaluating(jaxpr, declared),
         jaxpr,
         tuple(outputs),
-        result=results[0],
+        result=results[-1],
         declared=declared,
         as_functions=(
             _evaluating(jaxpr, functions) if len(functions) < len(declared) else None
         ),
     )
+
+
+def _traced(call: Callable[..., Values], at: tuple[Any, Any], variant: Any) -> Jaxpr:
+    """Traces a function by itself; the axes that it lacks are those of the variant."""
+    try:
+        return jaxprs.expand_all(jax.make_jaxpr(call)(*at))
+    except NameError as error:
+        bound = None
+        if variant is not None and _is_about_axis(error):
+            bound = on_replicas(call, variant, at)
+        if bound is None:
+            raise
+    return jaxprs.expand_all(jax.make_jaxpr(bound)(*at))
+
+
+def _is_about_axis(error: Exception) -> bool:
+    return isinstance(error, NameError) and "axis name" in str(error)
 
 
 def _evaluating(jaxpr: Jaxpr, declared: Mapping[int, StandIn]) -> Mathematics:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
+import jax
 
 from gradtest._src import jaxprs
 from gradtest._src.findings import (
@@ -43,7 +44,37 @@ def apply_variant(variant: Variant, function: Callable[..., Any]) -> Any:
     _check_keywords(variant)
     if _is_chex(variant):
         return variant(function, reduce_fn=None)
-    return variant(function)
+    transformed = variant(function)
+    if not callable(transformed):
+        raise TypeError(
+            "`variant` must be a transformation: it takes a function and returns one, "
+            f"got {describe_variant(variant)}, which returned {transformed!r}."
+        )
+    return transformed
+
+
+def require_transformation(
+    variant: Variant, arguments: Sequence[Any], error: Exception, role: str = "variant"
+) -> None:
+    """Raises TypeError where a variant can't run any function of these arguments.
+
+    Args:
+      variant: The variant.
+      arguments: Trees of arrays.
+      error: What was raised under it.
+      role: The argument of the assertion that it came as.
+    """
+    try:
+        run = apply_variant(variant, lambda *args: jax.tree_util.tree_leaves(args))
+        jax.eval_shape(run, *arguments)
+    except Exception as own:
+        first = (str(own).strip().splitlines() or [""])[0]
+        raise TypeError(
+            f"`{role}` must be a transformation that takes any function of trees of "
+            "arrays and returns one of the same arguments (jax.jit, self.variant), got "
+            f"{describe_variant(variant)}: under it a function that only returns its "
+            f"arguments raises {type(own).__name__}: {first}"
+        ) from error
 
 
 def _check_keywords(variant: Variant) -> None:
@@ -53,8 +84,8 @@ def _check_keywords(variant: Variant) -> None:
             if variant.keywords.get(name) is not None:
                 raise TypeError(
                     f"`variant` sets {name}, but it is applied to a function of "
-                    "gradtest's own, of arrays alone: leave it out, arguments that are "
-                    "no arrays are static already."
+                    "gradtest's own, of arrays alone: leave it out. Arguments that are "
+                    "no arrays are static already, and nothing is donated."
                 )
         variant = variant.func
 
@@ -144,6 +175,10 @@ def asserts_are_disabled() -> bool:
     return True
 
 
+# These carry the report from the start.
+_OWN_KINDS = (GradientMismatch, GradientInconclusive)
+
+
 @dataclasses.dataclass(frozen=True)
 class MessageOptions:
     """The keywords that every Chex assertion takes."""
@@ -162,6 +197,15 @@ class MessageOptions:
             raise TypeError(
                 f"`exception_type` must be a class of exceptions, got {kind!r}."
             )
+        if kind is None or issubclass(kind, _OWN_KINDS):
+            return
+        try:
+            kind("")
+        except TypeError as error:
+            raise TypeError(
+                "`exception_type` must be made of a message alone, but "
+                f"{kind.__name__}(message) raises: {error}"
+            ) from None
 
     def error(self, name: str, text: str, report: Report) -> Exception:
         """Returns the exception for a report that is no pass."""
@@ -171,8 +215,11 @@ class MessageOptions:
             if self.custom_message_format_vars:
                 custom = custom.format(*self.custom_message_format_vars)
             message = f"{message} [{custom}]"
-        if self.exception_type is not None:
-            error = self.exception_type(message)
+        kind = self.exception_type
+        if kind is not None and issubclass(kind, _OWN_KINDS):
+            return kind(message, report)
+        if kind is not None:
+            error = kind(message)
             error.report = report  # type: ignore[attr-defined]
             return error
         if report.verdict is Verdict.FAIL:

@@ -219,6 +219,8 @@ class CellCheck:
             if each.lacks:
                 continue
             if each.error is not None:
+                if cell.is_own:
+                    self._require_transformation(cell, reference, each.error)
                 cause = causes.raises(cell, each.error)
                 found.append(self._finding(cause, trial, cell.name, Verdict.FAIL))
                 continue
@@ -235,6 +237,17 @@ class CellCheck:
             elif self.choice.names is None or _names_repeat(self.choice):
                 found.append(finding)
         return found
+
+    def _require_transformation(
+        self, cell: Cell, reference: Reference, error: Exception
+    ) -> None:
+        """Raises TypeError where it is no fault of the function's that a cell fails."""
+        variant = self.choice.own[cell.name]
+        if variants.only_places_arguments(variant):
+            return
+        examples = reference.examples
+        arguments = examples.shared(cell.rows, is_stacked=cell.is_stacked)
+        variants.require_transformation(variant, arguments, error, "variants")
 
     def _judged(
         self,
@@ -339,12 +352,17 @@ def _own_cell(
 ) -> Cell:
     """Returns the cell of a transformation of the user's."""
     count, devices = stacking(variant)
-    run = variants.apply_variant(variant, derivative.fresh())
+    rows = tuple(examples.row(k) for k in range(count or 1))
+    try:
+        run = variants.apply_variant(variant, derivative.fresh())
+    except Exception as error:
+        variants.require_transformation(variant, (), error, "variants")
+        raise
     return Cell(
         name,
         (),
         f"under {name}",
-        tuple(examples.row(k) for k in range(count or 1)),
+        rows,
         run,
         is_stacked=bool(count),
         devices=devices,

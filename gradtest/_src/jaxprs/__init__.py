@@ -39,6 +39,7 @@ from gradtest._src.jaxprs.programs import ShardMap as ShardMap
 from gradtest._src.jaxprs.programs import While as While
 from gradtest._src.jaxprs.programs import bind as bind
 from gradtest._src.jaxprs.programs import call_site as call_site
+from gradtest._src.jaxprs.programs import computes_in_half as computes_in_half
 from gradtest._src.jaxprs.programs import entered as entered
 from gradtest._src.jaxprs.programs import equation_at as equation_at
 from gradtest._src.jaxprs.programs import expand_all as expand_all

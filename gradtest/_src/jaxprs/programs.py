@@ -216,6 +216,15 @@ def narrows(jaxpr: Jaxpr) -> bool:
     return False
 
 
+def computes_in_half(jaxpr: Jaxpr) -> bool:
+    """Whether a program holds any floating value in 16 bits or fewer."""
+    return any(
+        str(getattr(var.aval, "dtype", None)) in _HALF
+        for eqn in walk(jaxpr)
+        for var in eqn.outvars
+    )
+
+
 def has_loop_on_floats(jaxpr: Jaxpr) -> bool:
     """Whether a `while` loop goes on for as long as floating values say.
 

@@ -19,6 +19,8 @@ _TIMED_OUT = 124
 _GRACE = 5.0
 # How long a process has between being told to end and being killed.
 _FAREWELL = 2.0
+# After so many seconds it is told that a process has ended and others have not.
+_PATIENCE = 10.0
 _POLL = 0.02
 # After one has failed, how long it may take until another one is seen to be dead.
 _SETTLING = 0.5
@@ -34,6 +36,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.guard, self._guarding = os.pipe()
         self._processes: list[_Process] = []
+        self._told: set[int] = set()
         self._statuses: list[tuple[int, int]] = []
         self._writing = threading.Lock()
 
@@ -81,15 +84,29 @@ class Supervisor:
 
     def _first_to_fail(self, deadline: float | None) -> _Process | None:
         """Waits until a process fails, all have ended, or the time is over."""
+        done: dict[int, float] = {}
         while True:
             for process in self._processes:
                 if process.code():
                     return process
+                if process.code() == 0:
+                    done.setdefault(process.rank, time.monotonic())
+            self._tell_of_early(done)
             if all(process.has_ended() for process in self._processes):
                 return None
             if deadline is not None and time.monotonic() > deadline:
                 return None
             time.sleep(_POLL)
+
+    def _tell_of_early(self, done: dict[int, float]) -> None:
+        """Says which processes have ended, where others go on: they may wait."""
+        if len(done) == len(self._processes) or not done:
+            return
+        if time.monotonic() - max(done.values()) < _PATIENCE:
+            return
+        for rank in done.keys() - self._told:
+            self._say(f"process {rank} has ended with exit code 0; others still run")
+            self._told.add(rank)
 
     def _culprit(self, failed: _Process) -> _Process:
         """Returns the process that was killed, where another's failure shows sooner.

@@ -25,12 +25,14 @@ class AxisPower:
       size: The product of the sizes of these axes.
       names: The axes.
       words: What the factor is.
+      argument: The axes as an argument of a reduction.
     """
 
     factor: float
     size: int
     names: tuple[str, ...]
     words: str
+    argument: str
 
 
 def power_of_axes(
@@ -60,7 +62,11 @@ def power_of_axes(
         ]
         if fitting:
             words = _words(fitting, is_square=abs(power) == 2)
-            return AxisPower(factor, sizes[fitting[0]], fitting[0], words)
+            argument = " or ".join(
+                repr(names[0] if len(names) == 1 else names) for names in fitting
+            )
+            size, names = sizes[fitting[0]], fitting[0]
+            return AxisPower(factor, size, names, words, argument)
     return None
 
 

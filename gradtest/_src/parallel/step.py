@@ -35,6 +35,8 @@ from gradtest._src.program import Program, Values, describe
 from gradtest._src.rounding import judge_rounding
 
 PyTree = Any
+# Of a tree's structure no more characters are shown in a message.
+_MOST_TEXT = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +178,18 @@ class ParallelCheck(Check):
         over = [f"the step runs over {self._layout}"] if self._layout.axes else []
         return [against, *over, *super()._notes(), *sorted(self._losses)]
 
+    def _hint(self, findings: list[Finding]) -> str:
+        """Says how the rules of the user's that the loss calls are looked at."""
+        if not any(f.verdict is Verdict.FAIL for f in findings):
+            return ""
+        named = self._users_rules()
+        if not named:
+            return ""
+        return (
+            f"{self._loss_name} calls custom rules ({', '.join(named[:3])}): "
+            "assert_custom_rules_match tells whether they are right"
+        )
+
     def _replay(self, assertion: str, name: str, findings: list[Finding]) -> str:
         return super()._replay(assertion, f"{name}, {self._loss_name}", findings)
 
@@ -196,8 +210,8 @@ def read_step(returned: Any, inputs: Inputs) -> Stepped:
     if _structure(gradients) != wanted:
         raise SlipError(
             "`step` must return gradients like `params`, or a pair (loss, gradients): "
-            f"wanted a tree like {wanted}, got {describe(returned)} with the tree "
-            f"{_structure(returned)}."
+            f"wanted a tree like {_shortened(wanted)}, got "
+            f"{_shortened(_structure(returned))}."
         )
     leaves = jax.tree_util.tree_leaves(gradients, is_leaf=_is_none)
     pairs = [
@@ -206,10 +220,17 @@ def read_step(returned: Any, inputs: Inputs) -> Stepped:
         if leaf.role is Role.MOVES
     ]
     devices = _device_axis(pairs)
-    if loss is not None and (
-        not is_inexact(jnp.result_type(loss)) or jnp.shape(loss) not in ((), (devices,))
-    ):
-        loss = None  # whatever it is, no loss beside these gradients
+    if loss is not None and (hasattr(loss, "shape") or isinstance(loss, float)):
+        shape: tuple[int, ...] = jnp.shape(loss)
+        is_number = shape == () or shape == (devices,)
+        if not is_number or not is_inexact(jnp.result_type(loss)):
+            raise SlipError(
+                "`step` must return gradients like `params`, or a pair (loss, "
+                "gradients): wanted one real number for the loss, or one for each "
+                f"device, got {describe(loss)}."
+            )
+    else:
+        loss = None  # metrics, or whatever else comes beside the gradients
     return Stepped([jnp.asarray(value) for _, value in pairs], loss, devices)
 
 
@@ -243,6 +264,11 @@ def _device_axis(pairs: Sequence[tuple[Any, Any]]) -> int:
 
 def _beside(loss: Any, devices: int) -> Any:
     return jnp.broadcast_to(loss, (devices,)) if devices else jnp.asarray(loss)
+
+
+def _shortened(structure: Any) -> str:
+    text = str(structure).removeprefix("PyTreeDef(").removesuffix(")")
+    return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}…"
 
 
 def _listed(*sizes: Any) -> str:

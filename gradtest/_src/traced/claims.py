@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradtest._src import claims
+from gradtest._src import claims, jaxprs
 from gradtest._src.claiming import hand_written_claims, is_missing_mode
 from gradtest._src.claims import Claim, trace_claim
 from gradtest._src.execution import SlipError
@@ -126,9 +126,9 @@ def vjp(fn: Fn, product: Product, args: Args, options: Options) -> list[Conditio
     """Conditions of `assert_vjp_matches`."""
     found: list[Condition] = []
     for at in trials(fn, args, options):
-        claim = _slipping(vjp_claim, at, product)
         outputs = len(at.program.outputs)
         seed = at.cotangents(values_here(at) if outputs > 1 else None)
+        claim = _slipping(vjp_claim, at, product, seed)
         found += at.judge(claim, seed, what="the cotangent")
     return found
 
@@ -159,8 +159,9 @@ def hvp(fn: Fn, product: Product, args: Args, options: Options) -> list[Conditio
                 "assert_jvp_matches for other functions."
             )
         second = at.gradient()
-        claim = _slipping(hvp_claim, second, product)
-        found += second.judge(claim, second.cotangents(), what="the product")
+        seed = second.cotangents()
+        claim = _slipping(hvp_claim, second, product, seed)
+        found += second.judge(claim, seed, what="the product")
     return found
 
 
@@ -170,8 +171,8 @@ def transpose(
     """Conditions of `assert_transpose_matches`."""
     found: list[Condition] = []
     for at in trials(fn, args, options, role="linear_fn"):
-        claim = _slipping(transpose_claim, at, product)
         seed = at.cotangents()
+        claim = _slipping(transpose_claim, at, product, seed)
         found += at.judge(claim, seed, what="the transpose")
         found += _linear(at, at.bench(claim, seed))
     return found
@@ -201,7 +202,7 @@ def _linear(at: Trial, bench: Bench) -> list[Condition]:
                 found.append(
                     Condition(
                         f"{escaped(output.name)}: `linear_fn` is not linear, {says} is "
-                        "off by {gap}, allowed are {allowed}",
+                        "off by {gap:.3g}, allowed are {allowed:.3g}",
                         gap.exceeded,
                         numbers={"gap": gap.size, "allowed": gap.allowed},
                     )
@@ -221,6 +222,7 @@ def agreement(fn: Fn, reference: Fn, args: Args, options: Options) -> list[Condi
             match_results(own, other)
         except SlipError as error:
             raise TypeError(str(error)) from None
+        _match_devices(own, other)
         against = dataclasses.replace(
             at, program=dataclasses.replace(other, outputs=own.outputs)
         )
@@ -232,6 +234,23 @@ def agreement(fn: Fn, reference: Fn, args: Args, options: Options) -> list[Condi
         if own.has_rules:
             found += _values_agree(against, claim, seed, own)
     return found
+
+
+def _match_devices(own: Program, other: Program) -> None:
+    """Asks that results differ between devices in both functions, or in neither."""
+    for output, *atoms in zip(
+        own.outputs,
+        jaxprs.open_body(own.jaxpr).outvars,
+        jaxprs.open_body(other.jaxpr).outvars,
+        strict=True,
+    ):
+        mine, theirs = (sorted(map(str, jaxprs.vma(atom))) for atom in atoms)
+        if mine != theirs:
+            raise TypeError(
+                f"{output.name} of `fn` varies over the mesh axes {mine}, that of "
+                f"`reference` over {theirs}, so JAX's gradients are of other sums over "
+                "devices: use jax.lax.pcast or a collective to make the two alike."
+            )
 
 
 def _values_agree(
@@ -252,8 +271,8 @@ def _values_agree(
             gap = traced_gap(mine, other, rtol=at.options.rtol, floor=floor)
             found.append(
                 Condition(
-                    f"{escaped(output.name)}: the values differ by {{gap}} of their "
-                    "norm, allowed are {allowed} (both in float64)",
+                    f"{escaped(output.name)}: the values differ by {{gap:.3g}} of "
+                    "their norm, allowed are {allowed:.3g} (both in float64)",
                     gap.exceeded,
                     numbers={"gap": gap.size, "allowed": gap.allowed},
                 )
@@ -264,9 +283,9 @@ def _values_agree(
 
 
 def _slipping(
-    trace: Callable[[Program, Point, Product, Any], Claim], at: Trial, product: Product
+    trace: Callable[..., Claim], at: Trial, product: Product, *seed: Values
 ) -> Claim:
     try:
-        return trace(at.program, at.point, product, None)
+        return trace(at.program, at.point, product, None, *seed)
     except SlipError as error:
         raise TypeError(str(error)) from None

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from gradtest._src.traced.readings import norm
 
+# Of a message: how a derivative compares with the true one where it has its direction.
+ALONG = "; along the true one it is {factor:.4g} times as large"
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -22,7 +25,7 @@ class Condition:
     """What must hold at run time.
 
     Attributes:
-      text: What is wrong where it does not; `{gap}` and its like stand for `numbers`.
+      text: What is wrong where it does not; `{gap:.3g}` and its like show `numbers`.
       wrong: Whether it does not hold: a traced bool.
       open: Whether nothing can be said of it: a traced bool.
       why: Why nothing can be said then.
@@ -38,12 +41,17 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class TracedGap:
-    """The difference of two derivatives of one leaf; see `gaps.LeafGap`."""
+    """The difference of two derivatives of one leaf; see `gaps.LeafGap`.
+
+    Attributes:
+      factor: How large the one is along the other, as a multiple of it.
+    """
 
     size: Any
     allowed: Any
     disputed: Any
     exceeded: Any
+    factor: Any
 
 
 def traced_gap(claimed: Any, truth: Any, *, rtol: Any, floor: Any) -> TracedGap:
@@ -57,8 +65,13 @@ def traced_gap(claimed: Any, truth: Any, *, rtol: Any, floor: Any) -> TracedGap:
     largest = jnp.max(difference, initial=0.0)
     disputed |= too_large & ~jnp.any(disputed) & (difference >= largest)
     unit = jnp.where(scale > floor, scale, 1.0)
+    along = jnp.sum(jnp.real(claimed * jnp.conj(truth)))
     return TracedGap(
-        size / unit, allowed / unit, disputed, too_large | jnp.any(disputed)
+        size / unit,
+        allowed / unit,
+        disputed,
+        too_large | jnp.any(disputed),
+        along / jnp.where(scale > 0, scale**2, 1.0),
     )
 
 

@@ -19,6 +19,7 @@ from gradtest._src import jaxprs
 from gradtest._src.primal import DIRECT_RESIDUAL, ITERATIVE_RESIDUAL
 from gradtest._src.solvers import SolveKind
 from gradtest._src.traced.gaps import (
+    ALONG,
     Condition,
     TracedGap,
     all_finite,
@@ -40,6 +41,10 @@ _NOISE_FACTOR, _FAINT = 64, 1e-9
 _DIRECTIONS = 2
 _SWAMPED, _SETTLED, _AGREES = 0.05, 1e-3, 1e-5
 _LEAST_SCALE = 1e-6
+# What devices may round one gradient otherwise, relative to the largest part.
+_SHARED_NOISE = 1e-12
+_ALONG_SLOPE = "; its slope along one direction is {factor:.4g} times the measured one"
+_SUMMED = ": the sum of what each device makes of it"
 
 
 def reverse_conditions(
@@ -107,8 +112,8 @@ class _Judge:
         self, working: Working | None, rounding_rtol: float | None
     ) -> list[Condition]:
         """Returns all that must hold."""
-        found = [*self._wholeness(), *self._values(), *self._formula()]
-        found += self._solvers()
+        found = [*self._wholeness(), *self._values(), *self._sharing()]
+        found += [*self._formula(), *self._solvers()]
         found += rounding_conditions(
             self.bench,
             working,
@@ -143,9 +148,37 @@ class _Judge:
             found.append(
                 Condition(
                     f"{escaped(output.name)}: the value computed for the derivative is "
-                    "off the function's by {gap} of its norm, allowed are {allowed}",
+                    "off the function's by {gap:.3g} of its norm, allowed are "
+                    "{allowed:.3g}",
                     gap.exceeded,
                     numbers={"gap": gap.size, "allowed": gap.allowed},
+                )
+            )
+        return found
+
+    def _sharing(self) -> list[Condition]:
+        """Devices that share a leaf must claim one gradient of it."""
+        if self.here.apart is None:
+            return []
+        claimed, found = self.here.claimed, []
+        contributions = self._contributions(claimed)
+        largest = jnp.maximum(jnp.max(contributions), self._magnitude())
+        for i, axes in enumerate(self.bench.unshared):
+            if not axes:
+                continue
+            size = norm(finite_part(claimed[i]))
+            unit = jnp.where(size > 0, size, 1.0)
+            limit = self.rtol * size + _SHARED_NOISE * largest / self.sizes[i]
+            says = f"{self.what} differs over {', '.join(map(repr, axes))}"
+            found.append(
+                Condition(
+                    f"{escaped(self.bench.leaves[i].name)}: {escaped(says)}, "
+                    "by {gap:.3g} of its mean's norm, allowed are {allowed:.3g}; but "
+                    "the leaf is one for all devices there, and so its gradient is one"
+                    + _SUMMED
+                    * any(axis in self.bench.over.axes for axis in axes),
+                    self.here.apart[i] > limit,
+                    numbers={"gap": self.here.apart[i] / unit, "allowed": limit / unit},
                 )
             )
         return found
@@ -172,7 +205,7 @@ class _Judge:
             name = "transpose_solve" if transposed else "solve"
             found.append(
                 Condition(
-                    f"{name}: the residual is {{gap}}, allowed are {{allowed}}",
+                    f"{name}: the residual is {{gap:.3g}}, allowed are {{allowed:.3g}}",
                     exceeds & (not loose),
                     exceeds & loose,
                     "a linear solver stops far from the solution: tighten it",
@@ -228,14 +261,17 @@ class _Judge:
         slopes = self._slopes(ways)
         contradicts = self._contradicted(ways, slopes, self.here.claimed)
         way, slope, zero = ways[0], slopes[0], jnp.zeros(())
-        distance = slope.distance(self._predicted(self.here.claimed, way))
-        gap = TracedGap(distance / way.scale, zero + self.rtol, zero, contradicts)
+        predicted = self._predicted(self.here.claimed, way)
+        distance, factor = slope.distance(predicted), _ratio(predicted, slope.value)
+        gap = TracedGap(
+            distance / way.scale, zero + self.rtol, zero, contradicts, factor
+        )
         found = []
         for i, claimed in enumerate(self.here.claimed):
             whole = _finite(claimed)
             wrong = contradicts & (not self.loops) & whole
             unsure = contradicts & self.loops & whole
-            found.append(self._condition(i, gap, wrong, unsure))
+            found.append(self._condition(i, gap, wrong, unsure, _ALONG_SLOPE))
         return found
 
     def _by_exact(self, exact: Values) -> list[Condition]:
@@ -269,19 +305,31 @@ class _Judge:
         confirms = self._all_agree(ways[1:], slopes[1:], exact)
         agrees = self._all_agree(ways[1:], slopes[1:], claimed)
         contradicts = self._contradicted(ways[1:], slopes[1:], claimed)
+        decided = resolved | confirms
+        departs = [
+            parted[i]
+            & ~(supported | self._at_kink(i, gap, claimed[i], exact[i]))
+            & _finite(claimed[i])
+            for i, gap in enumerate(gaps)
+        ]
+        wrong = [each & (decided | faint[i]) for i, each in enumerate(departs)]
+        unexplained = contradicts & ~self._anywhere(wrong)
         found = []
         for i, gap in enumerate(gaps):
             whole = _finite(claimed[i])
-            accepted = supported | self._at_kink(i, gap, claimed[i], exact[i])
-            refuted = parted[i] & ~accepted & (resolved | confirms | faint[i])
-            unsure = parted[i] & ~accepted & ~(resolved | confirms | faint[i])
-            refuted |= ~parted[i] & contradicts & (not self.loops)
-            unsure |= ~parted[i] & contradicts & self.loops
+            unsure = departs[i] & ~wrong[i]
+            refuted = wrong[i] | (~parted[i] & unexplained & (not self.loops))
+            unsure |= ~parted[i] & unexplained & self.loops
             # Without a sound exact derivative the differences stand alone.
             refuted = jnp.where(sound, refuted, ~agrees & contradicts)
             unsure = jnp.where(sound, unsure, ~agrees & ~contradicts)
             found.append(self._condition(i, gap, refuted & whole, unsure & whole))
         return found
+
+    def _anywhere(self, flags: Values) -> Any:
+        """Whether any flag is up, here or on a device that belongs together with it."""
+        count = jnp.sum(jnp.stack(flags).astype(jnp.float64))
+        return self.bench.over.total(count) > 0
 
     def _gap(
         self, i: int, claimed: Any, exact: Any, is_faint: Any, largest: Any
@@ -409,7 +457,7 @@ class _Judge:
         contributions = self._contributions(claimed)
         least = _LEAST_SCALE * self._magnitude()
 
-        def outcome(place: Any) -> tuple[Any, Any, Any, Any]:
+        def outcome(place: Any) -> tuple[Any, ...]:
             leaf, k = place // _DIRECTIONS, place % _DIRECTIONS
             direction = []
             for i in range(count):
@@ -425,10 +473,12 @@ class _Judge:
             distance = slope.distance(predicted)
             allowed = self.rtol * scale + 3 * slope.error
             off = distance > jnp.maximum(allowed, _SETTLED * slope.error)
-            return off, allowed > _SWAMPED * scale, distance / scale, allowed / scale
+            swamped = allowed > _SWAMPED * scale
+            factor = _ratio(predicted, slope.value)
+            return off, swamped, distance / scale, allowed / scale, factor
 
         places = np.arange(count * _DIRECTIONS)
-        off, swamped, sizes, limits = (
+        off, swamped, sizes, limits, factors = (
             part.reshape(count, _DIRECTIONS) for part in lax.map(outcome, places)
         )
         found = []
@@ -436,7 +486,8 @@ class _Judge:
             blind = jnp.any(swamped[i]) | jnp.zeros((), bool)
             wrong = jnp.any(off[i] & ~swamped[i])
             wrong_or_loop = wrong & self.loops
-            gap = TracedGap(jnp.max(sizes[i]), jnp.max(limits[i]), None, wrong)
+            factor = factors[i][jnp.argmax(sizes[i])]
+            gap = TracedGap(jnp.max(sizes[i]), jnp.max(limits[i]), None, wrong, factor)
             whole = _finite(claimed[i])
             found.append(
                 self._condition(
@@ -444,23 +495,34 @@ class _Judge:
                     gap,
                     wrong & (not self.loops) & whole,
                     ((blind & ~wrong) | wrong_or_loop) & whole,
+                    _ALONG_SLOPE,
                 )
             )
         return found
 
     def _condition(
-        self, i: int, gap: TracedGap, wrong: Any, unsure: Any = False
+        self,
+        i: int,
+        gap: TracedGap,
+        wrong: Any,
+        unsure: Any = False,
+        along: str = ALONG,
     ) -> Condition:
         leaf = self.bench.leaves[i]
+        numbers = {"gap": gap.size, "allowed": gap.allowed, "factor": gap.factor}
         return Condition(
-            f"{escaped(leaf.name)}: {self.what} is off by {{gap}} of its norm, "
-            "allowed are {allowed} (both in float64)",
+            f"{escaped(leaf.name)}: {self.what} is off by {{gap:.3g}} of its norm, "
+            f"allowed are {{allowed:.3g}} (both in float64){along}",
             wrong,
             unsure,
             "differences of the values are too noisy here, or the program's loops stop "
             "too early, to tell",
-            {"gap": gap.size, "allowed": gap.allowed},
+            numbers,
         )
+
+
+def _ratio(one: Any, other: Any) -> Any:
+    return one / jnp.where(other == 0, 1.0, other)
 
 
 def _finite(value: Any) -> Any:

@@ -15,6 +15,7 @@ from jax import lax
 
 from gradtest._src import jaxprs
 from gradtest._src.traced.gaps import (
+    ALONG,
     Condition,
     all_finite,
     escaped,
@@ -82,20 +83,21 @@ class _Pushed:
         conditions = []
         for k, output in enumerate(bench.program.outputs):
             for place in places:
-                wrong, unsure, gap, allowed = (part[place] for part in found[k])
+                wrong, unsure, gap, allowed, factor = (part[place] for part in found[k])
                 along = "" if place == 0 else f" along {bench.leaves[place - 1].name}"
                 if excuse or loops:
                     wrong, unsure = jnp.zeros((), bool), wrong | unsure
                 conditions.append(
                     Condition(
                         f"{escaped(output.name + along)}: the tangent is off by "
-                        "{gap} of its norm, allowed are {allowed} (both in float64)",
+                        "{gap:.3g} of its norm, allowed are {allowed:.3g} (both in "
+                        f"float64){ALONG}",
                         wrong,
                         unsure,
                         excuse
                         or "differences of the values are too noisy here, or the "
                         "program's loops stop too early, to tell",
-                        {"gap": gap, "allowed": allowed},
+                        {"gap": gap, "allowed": allowed, "factor": factor},
                     )
                 )
         return conditions
@@ -116,12 +118,10 @@ class _Pushed:
                 floor = jnp.maximum(floor, bench.noise_eps * norm(claimed[k]))
             broken = ~all_finite([claimed[k]])
             if exact is None:
-                wrong, unsure, gap, allowed = self._by_differences(
-                    k, claimed[k], tangents
-                )
+                wrong, unsure, *numbers = self._by_differences(k, claimed[k], tangents)
             else:
                 seen = traced_gap(claimed[k], exact[k], rtol=self.rtol, floor=floor)
-                gap, allowed = seen.size, seen.allowed
+                numbers = [seen.size, seen.allowed, seen.factor]
                 supported, resolved = self._dispute(
                     k, claimed[k], exact[k], seen.disputed, tangents
                 )
@@ -131,7 +131,7 @@ class _Pushed:
                 wrong = seen.exceeded & ~supported & ~at_kink
                 unsure = wrong & ~resolved & ~all_finite([exact[k]])
                 wrong &= ~unsure
-            found.append((wrong | broken, unsure & ~broken, gap, allowed))
+            found.append((wrong | broken, unsure & ~broken, *numbers))
         return found
 
     def _sides(self, tangents: Values) -> list[Values]:
@@ -193,7 +193,7 @@ class _Pushed:
 
     def _by_differences(
         self, k: int, claimed: Any, tangents: Values
-    ) -> tuple[Any, Any, Any, Any]:
+    ) -> tuple[Any, ...]:
         bench, over = self.bench, self.bench.over
         drawn = np.random.Generator(np.random.Philox(k)).standard_normal(claimed.shape)
         weights = self._weights(k, jnp.asarray(drawn, claimed.dtype))
@@ -207,4 +207,5 @@ class _Pushed:
         distance = slope.distance(predicted)
         swamped = allowed > _SWAMPED * scale
         off = distance > allowed
-        return off & ~swamped, swamped, distance / scale, allowed / scale
+        factor = predicted / jnp.where(slope.value == 0, 1.0, slope.value)
+        return off & ~swamped, swamped, distance / scale, allowed / scale, factor

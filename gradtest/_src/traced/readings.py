@@ -117,6 +117,8 @@ class Readings:
     Attributes:
       exact: None where there is none.
       yardstick: The exact derivative of what rounds as the claim may.
+      apart: How far each leaf's claim is from that of the other devices, where they
+        share the leaf but not the claim; None elsewhere.
     """
 
     values: Values
@@ -125,6 +127,7 @@ class Readings:
     exact: Values | None
     yardstick: Values | None
     residual: Any
+    apart: Values | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,7 @@ class Bench:
         self.held = settled_values(program.held(point))
         self.seed = settled_values(seed)
         self.islands: set[str] = set()
-        self.over = Coupling.of(program.jaxpr)
+        self.over = Coupling.of(program.jaxpr, self.moving)
         traced = [program.jaxpr, claim.jaxpr, self.own.jaxpr]
         self._hoisted = {
             id(const): lax.stop_gradient(const)
@@ -272,6 +275,7 @@ class Bench:
         claimed_run = self._run(solver_audit=self._audit, islands=self.islands)
         claimed = claimed_run(self.claim.jaxpr, [*moving, *held, *seed])
         claimed_values, claimed = self._split(claimed)
+        claimed, apart = self._shared(claimed)
         if self.is_exact:
             residual = claimed_run.residual
             values = self.values(moving)
@@ -292,7 +296,27 @@ class Bench:
             exact,
             yardstick,
             claimed_run.residual,
+            apart,
         )
+
+    def _shared(self, claimed: Values) -> tuple[Values, Values | None]:
+        """Takes the mean of the devices' claims about a leaf that they share."""
+        if self.claim.mode == "fwd" or not any(self.unshared):
+            return claimed, None
+        means = [
+            lax.pmean(value, axes) if axes else value
+            for value, axes in zip(claimed, self.unshared, strict=True)
+        ]
+        return means, [norm(c - m) for c, m in zip(claimed, means, strict=True)]
+
+    @functools.cached_property
+    def unshared(self) -> list[tuple[str, ...]]:
+        """The axes over which a claimed gradient varies, and its leaf does not."""
+        derived = jaxprs.open_body(self.claim.jaxpr).outvars[-len(self.moving) :]
+        return [
+            tuple(sorted(jaxprs.vma(g) - jaxprs.vma(x), key=str))
+            for g, x in zip(derived, self.moving, strict=True)
+        ]
 
     def values(self, moving: Values, program: Program | None = None) -> Values:
         """Returns the rule-free values."""

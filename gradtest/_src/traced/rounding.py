@@ -64,7 +64,7 @@ def rounding_conditions(
         found.append(
             Condition(
                 f"{escaped(name)}: in its own precision the derivative is off itself "
-                "in float64 by {gap} of its norm, allowed are {allowed}",
+                "in float64 by {gap:.3g} of its norm, allowed are {allowed:.3g}",
                 ~(gap <= limit) & ~overflows,
                 ~(gap <= limit) & overflows,
                 _OVERFLOWS,

@@ -64,8 +64,8 @@ def finite(fn: Callable[..., Any], args: Args, options: Options) -> list[Conditi
             bad = jnp.sum(~jnp.isfinite(gradient))
             found.append(
                 Condition(
-                    f"{escaped(leaf.name)}: {{bad}} of {gradient.size} entries of the "
-                    "gradient are NaN or infinite",
+                    f"{escaped(leaf.name)}: {{bad:.0f}} of {gradient.size} entries of "
+                    "the gradient are NaN or infinite",
                     (bad > 0) & defined,
                     ~defined,
                     "the value itself is not finite",
@@ -163,8 +163,8 @@ def _close_leaf(
     gap = traced_gap(claimed, reference, rtol=rtol or usual, floor=floor)
     sound = all_finite([reference])
     return Condition(
-        f"{escaped(leaf.name)}: it differs from the reference by {{gap}} of its norm, "
-        "allowed are {allowed}",
+        f"{escaped(leaf.name)}: it differs from the reference by {{gap:.3g}} of its "
+        "norm, allowed are {allowed:.3g}",
         (gap.exceeded & sound) | ~all_finite([claimed]),
         ~sound,
         "the reference is not finite",

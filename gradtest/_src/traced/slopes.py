@@ -31,10 +31,12 @@ class Coupling:
     """The devices, or examples, whose values depend on each other's inputs.
 
     Where a program sums over an axis, a slope of one device's value is made of every
-    device's gradient. So both sides of a comparison are summed over that axis.
+    device's gradient. So both sides of a comparison are summed over that axis. And so
+    they are where JAX knows a leaf to be one value for all devices: its gradient is the
+    sum of what each of them makes of it.
 
     Attributes:
-      axes: Names of the axes that a program reduces over.
+      axes: Names of the axes that are summed over.
       typed: Those of them along which JAX tracks what varies (`check_vma`): there a
         value that does not vary is one value, and counts once.
     """
@@ -43,11 +45,15 @@ class Coupling:
     typed: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, jaxpr: Any) -> Coupling:
-        """Reads the axes that a program names."""
-        axes = jaxprs.free_axes(jaxpr)
-        typed = frozenset(a for a in axes if jaxprs.vma(lax.axis_index(a)))
-        return cls(axes, typed)
+    def of(cls, jaxpr: Any, moving: Sequence[Any]) -> Coupling:
+        """Reads the axes that a program names, and those that a leaf is shared over."""
+        named = jaxprs.free_axes(jaxpr)
+        typed = frozenset(a for a in named if jaxprs.vma(lax.axis_index(a)))
+        body = jaxprs.open_body(jaxpr)
+        atoms = [*body.invars, *body.constvars, *body.outvars]
+        varying = frozenset[str]().union(*map(jaxprs.vma, atoms))
+        shared = varying - varying.intersection(*map(jaxprs.vma, moving))
+        return cls(tuple(sorted({*named, *shared}, key=str)), typed | shared)
 
     def total(self, value: Any) -> Any:
         """Sums a value over the axes."""
