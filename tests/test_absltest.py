@@ -96,7 +96,7 @@ class MethodsTest(gradtest.absltest.TestCase):
             self.assertGradMatches(loss, wrong, X, key=7)
         last = str(caught.value).splitlines()[-1]
         method = "MethodsTest::test_the_replay_line_has_the_test_and_the_key"
-        self.assertIn("Replay: python -m pytest ", last)
+        assert "Replay: python -m pytest " in last
         self.assertEndsWith(last, f"test_absltest.py::{method}  # key=7")
 
     def test_an_exception_of_the_callers_choice_has_the_replay_line_too(self):
