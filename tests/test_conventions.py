@@ -1,5 +1,6 @@
 """At kinks JAX's own convention is no mistake, and other values still are."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,3 +62,22 @@ def test_a_wrong_rule_is_refused_there():
 
     with pytest.raises(gradtest.GradientMismatch):
         gradtest.assert_autodiff_matches(loss, _PADDED)
+
+
+def test_it_is_accepted_inside_of_a_trace():
+    def inside(x):
+        gradtest.assert_autodiff_matches(_loss, x, modes=("rev",))
+        return x
+
+    chex.chexify(jax.jit(inside), async_check=False)(_PADDED)
+
+
+def test_another_value_is_refused_inside_of_a_trace():
+    def inside(x):
+        gradtest.assert_grad_matches(
+            _loss, lambda x: jax.grad(_loss)(x).at[5].add(2.0), x
+        )
+        return x
+
+    with pytest.raises(AssertionError, match="x: the gradient is off by"):
+        chex.chexify(jax.jit(inside), async_check=False)(_PADDED)

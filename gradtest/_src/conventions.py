@@ -6,6 +6,7 @@ sum may have a derivative that no point nearby has, and that is no mistake of a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from gradtest._src import claims, execution, jaxprs
 from gradtest._src.case import Case
 from gradtest._src.jaxprs import Eqn
 from gradtest._src.lifting import Evaluator
-from gradtest._src.program import Values, derivative
+from gradtest._src.program import Program, Values, derivative
 
 # Units in the last place that the derivative may be off in its own precision.
 _ULPS = 128
@@ -35,22 +36,27 @@ def convention(case: Case) -> Convention | None:
     Users' rules play no part: their functions are entered. Where there are none it is
     evaluated in float64, else in the program's own precision, in which JAX's rules are.
     """
-    program = case.program
-    if program.declared or case.claim.mode != "rev":
+    if case.program.declared or case.claim.mode != "rev":
         return None
-    rules = [
-        eqn
-        for eqn in jaxprs.walk(program.jaxpr)
-        if eqn.primitive.name in jaxprs.CUSTOM_RULES
-    ]
     try:
-        if not any(map(_is_users, rules)):
+        if not has_users_rules(case.program):
             return Convention(_in_float64(case), case.rtol)
         if case.working_eps > _MOST_EPS:
             return None
         return Convention(_as_it_runs(case), _ULPS * case.working_eps)
     except Exception:  # whatever JAX raises where there is no reverse mode
         return None
+
+
+def has_users_rules(program: Program) -> bool:
+    """Whether a program calls a custom rule that no library wrote."""
+    return any(_is_users(eqn) for eqn in _rules(program))
+
+
+def _rules(program: Program) -> Iterator[Eqn]:
+    for eqn in jaxprs.walk(program.jaxpr):
+        if eqn.primitive.name in jaxprs.CUSTOM_RULES:
+            yield eqn
 
 
 def _is_users(eqn: Eqn) -> bool:
@@ -70,11 +76,7 @@ def _in_float64(case: Case) -> Values:
 
 def _as_it_runs(case: Case) -> Values:
     program = case.program
-    library = {
-        id(eqn)
-        for eqn in jaxprs.walk(program.jaxpr)
-        if eqn.primitive.name in jaxprs.CUSTOM_RULES and not _is_users(eqn)
-    }
+    library = {id(eqn) for eqn in _rules(program) if not _is_users(eqn)}
 
     def gradient(moving: Any, held: Any, seed: Any) -> Values:
         run = Evaluator(wide=False, keeps=lambda eqn: id(eqn) in library)

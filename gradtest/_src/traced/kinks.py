@@ -44,6 +44,11 @@ class KinkSamples:
             return None
         return cls([jnp.stack(each) for each in zip(*found, strict=True)])
 
+    def varies(self, leaf: int) -> Any:
+        """Whether any entry of a leaf's exact gradient varies around."""
+        samples = self.samples[leaf]
+        return norm(samples - samples[:1]) > _TOLERANCE * norm(samples)
+
     def accepts(self, leaf: int, claimed: Any, exact: Any, disputed: Any) -> Any:
         """Whether a claim lies between the samples where it departs from the exact.
 

@@ -25,6 +25,7 @@ from gradtest._src import dataflow, execution, jaxprs, seeding, solvers
 from gradtest._src import pallas as _pallas  # noqa: F401  registers
 from gradtest._src import primitives as _primitives  # noqa: F401  registers
 from gradtest._src.claims import Claim
+from gradtest._src.conventions import has_users_rules
 from gradtest._src.inputs import Leaf, Point
 from gradtest._src.kit import pushforward, shares_exact
 from gradtest._src.lifting import Evaluator, Recorder, Replayer, lifted_dtype
@@ -200,6 +201,13 @@ class Bench:
     def is_exact(self) -> bool:
         """Whether the claim is the rule-free derivative itself: JAX's, and no rule."""
         return shares_exact(self.program, self.claim)
+
+    @functools.cached_property
+    def is_conventional(self) -> bool:
+        """Whether the claim is JAX's own derivative, and no rule of a user's in it."""
+        program = self.program
+        is_own = self.claim.is_autodiff and not program.declared
+        return is_own and not has_users_rules(program)
 
     @property
     def noise_eps(self) -> float | None:
