@@ -95,13 +95,13 @@ def test_under_another_launcher_the_survivor_of_a_check_exits_with_an_error():
 def test_a_process_by_itself_starts_no_backend_for_the_others():
     code = """
 import sys, jax
-from gradtest._src import processes
+from gradtest._src.job import agreement
 from jax._src import xla_bridge
-assert processes.agreed(len)([1, 2]) == 2
-processes.meet()
+assert agreement.agreed(len)([1, 2]) == 2
+agreement.meet()
 assert not xla_bridge.backends_are_initialized()
 jax.distributed.initialize(sys.argv[1], 1, 0)
-assert processes.agreed(len)([1, 2]) == 2
+assert agreement.agreed(len)([1, 2]) == 2
 assert not xla_bridge.backends_are_initialized()
 """
     done = subprocess.run(
