@@ -104,7 +104,8 @@ class FormulaJudge:
 
     def _by_convention(self, i: int, finding: Finding) -> Finding:
         """Accepts at a kink what JAX itself takes for the derivative there."""
-        if finding.verdict is Verdict.PASS:
+        is_noisy = finding.cause is not None and finding.cause.name == diagnose.NOISY
+        if finding.verdict is Verdict.PASS or is_noisy:
             return finding
         varies = self._nearby is not None and self._nearby.varying(i)
         if not (varies or finding.cause is diagnose.KINK) or self._convention is None:

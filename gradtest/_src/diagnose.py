@@ -25,6 +25,7 @@ _FACTORS = {
     2 * np.pi: "2 pi",
 }
 
+NOISY = "noise too high"
 KINK = Cause(
     "kink",
     "the function has a kink here, and along a random direction its sides can't be "
@@ -126,7 +127,7 @@ def noisy(slope: Slope, scale: float) -> Cause:
     """Names a slope whose error hides what it should show."""
     part = 3 * slope.error / scale if scale else np.inf
     return Cause(
-        "noise too high",
+        NOISY,
         f"differences of the value are uncertain by {part:.1g} of the slope "
         f"(step {slope.step:.0e})",
         "look for rounding, random or staircase steps in the function (round, floor, "
