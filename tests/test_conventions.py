@@ -41,10 +41,11 @@ def test_jaxs_convention_is_accepted_where_many_kinks_meet(loss):
     gradtest.assert_grad_matches(loss, jax.grad(loss), _PADDED)
 
 
+@pytest.mark.parametrize("row", [0, 5], ids=["beside it", "at it"])
 @pytest.mark.parametrize("loss", [_loss, _loss_with_a_rule])
-def test_another_value_is_refused_there(loss):
+def test_another_value_is_refused_there(loss, row):
     def off(x):
-        return jax.grad(loss)(x).at[5].add(2.0)
+        return jax.grad(loss)(x).at[row].add(2.0)
 
     with pytest.raises(gradtest.GradientMismatch, match="wrong at x"):
         gradtest.assert_grad_matches(loss, off, _PADDED)

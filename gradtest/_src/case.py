@@ -24,12 +24,12 @@ _BUCKET_SPAN = 1e3
 # Below this part of the largest contribution a gradient is float64 noise.
 NOISE_FLOOR = 1e-11
 # Below this part of the largest contribution, or of the value, differences are blind.
-_FAINT = 1e-9
+FAINT = 1e-9
 _FLOAT64_EPS = float(np.finfo(np.float64).eps)
 # Weights of outputs stay within what every dtype can hold.
-_MOST_BITS = 10
+MOST_BITS = 10
 # How much of the rounding noise seen once is allowed.
-_NOISE_FACTOR = 64
+NOISE_FACTOR = 64
 # The same, where every operation was made to round otherwise.
 _JITTERS, _JITTER_FACTOR = 4, 8
 
@@ -80,12 +80,7 @@ class Case:
         tangents = self.tangents if self.bench.forward else ()
         values = self.bench.read(self.point, tangents=tangents).values
         for i, (seed, value) in enumerate(zip(self.seed, values, strict=True)):
-            size = _root_mean_square(value)
-            if size > 0 and math.isfinite(size):
-                exponent = int(
-                    np.clip(-round(math.log2(size)), -_MOST_BITS, _MOST_BITS)
-                )
-                self.seed[i] = (seed * 2.0**exponent).astype(seed.dtype)
+            self.seed[i] = (seed * balance(value)).astype(seed.dtype)
         self.bench.reseed(self.seed)
 
     def at(self, point: Point) -> Case:
@@ -181,7 +176,7 @@ class Case:
         """
         largest = float(np.max(self.contributions(self.readings.claimed), initial=0.0))
         size = differences.magnitude(self.readings.values, self.weights)
-        return contributions < _FAINT * max(largest, size)
+        return contributions < FAINT * max(largest, size)
 
     @functools.cached_property
     def _nudged(self) -> Readings:
@@ -199,7 +194,7 @@ class Case:
         noise = norm(here.claimed[leaf] - near.claimed[leaf])
         if here.exact is not None and near.exact is not None:
             noise += norm(here.exact[leaf] - near.exact[leaf])
-        return _NOISE_FACTOR * noise
+        return NOISE_FACTOR * noise
 
     @functools.cached_property
     def _jittered(self) -> list[tuple[Values, Values | None]]:
@@ -335,6 +330,14 @@ def norm(array: np.ndarray) -> float:
     """
     flat = np.abs(array).ravel() if np.iscomplexobj(array) else array.ravel()
     return math.sqrt(float(np.einsum("i,i->", flat, flat)))
+
+
+def balance(value: np.ndarray) -> float:
+    """Returns the power of two that brings an array to a size of about 1."""
+    size = _root_mean_square(value)
+    if not size > 0 or not math.isfinite(size):
+        return 1.0
+    return 2.0 ** int(np.clip(-round(math.log2(size)), -MOST_BITS, MOST_BITS))
 
 
 def pair(gradient: np.ndarray, direction: np.ndarray) -> float:

@@ -9,14 +9,20 @@ two is right.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
-from gradtest._src.case import NOISE_FLOOR, Case, norm, pair, pair_all
+from gradtest._src.case import Case, norm, pair
+from gradtest._src.confirmation import (
+    Confirmation,
+    confirm,
+    least_scale,
+    relative,
+    scale_of,
+)
 from gradtest._src.conventions import Convention, convention
-from gradtest._src.differences import Slope, magnitude
+from gradtest._src.differences import SETTLED_PART, SWAMPED, Slope
 from gradtest._src.findings import Entry, Finding, Verdict
 from gradtest._src.gaps import LeafGap, as_number, leaf_gap
 from gradtest._src.kinks import NearbyGradients, sample_nearby
@@ -24,33 +30,8 @@ from gradtest._src.locate import locate_entry, measured_gradient
 from gradtest._src.primal import value_trouble
 from gradtest._src.symmetric import is_right_for_symmetric
 
-# Where error estimates hide more than this part of a slope, nothing is concluded.
-_SWAMPED = 0.05
 # How many directions judge where differences alone can.
 _DIRECTIONS = 3
-# To contradict claim and exact derivative together, a slope must be this much surer.
-_SETTLED_PART = 1e-3
-
-
-class Confirmation(NamedTuple):
-    """How well slopes agree with a gradient.
-
-    Attributes:
-      numbers: For each leaf, distance and allowance relative to its own part of the
-        slope: so large a factor error of the leaf would have been seen.
-      is_kink: Whether there is a kink along a direction.
-    """
-
-    numbers: dict[int, tuple[float, float]]
-    is_kink: bool
-
-
-def _relative(
-    distance: float, allowed: float, part: float, scale: float
-) -> tuple[float, float]:
-    """Returns distance and allowance relative to a leaf's part of the slope."""
-    unit = abs(part) if abs(part) > NOISE_FLOOR * scale else scale
-    return (distance / unit, allowed / unit) if unit else (0.0, 0.0)
 
 
 class FormulaJudge:
@@ -104,11 +85,12 @@ class FormulaJudge:
 
     def _by_convention(self, i: int, finding: Finding) -> Finding:
         """Accepts at a kink what JAX itself takes for the derivative there."""
-        is_noisy = finding.cause is not None and finding.cause.name == diagnose.NOISY
-        if finding.verdict is Verdict.PASS or is_noisy:
-            return finding
-        varies = self._nearby is not None and self._nearby.varying(i)
-        if not (varies or finding.cause is diagnose.KINK) or self._convention is None:
+        if finding.verdict is Verdict.FAIL:
+            disputed = self._gap(i).disputed
+            is_at_kink = self._nearby is not None and self._nearby.vary(i, disputed)
+        else:
+            is_at_kink = finding.cause is diagnose.KINK
+        if not is_at_kink or self._convention is None:
             return finding
         gradient, rtol = self._convention
         gap = leaf_gap(self.claimed[i], gradient[i], rtol=rtol, floor=self.floors[i])
@@ -168,7 +150,8 @@ class FormulaJudge:
             members = [i for i in bucket if i in leaves]
             if not members:
                 continue
-            confirmation = self._confirm_bucket(members, contributions, trusted)
+            count = 1 if self.exact is not None else _DIRECTIONS
+            confirmation = confirm(case, members, contributions, trusted, count)
             for i in members:
                 if confirmation is not None:
                     found[i] = self._confirmed(i, gaps[i], confirmation)
@@ -208,39 +191,6 @@ class FormulaJudge:
             i, Verdict.PASS, size=gap.size, allowed=gap.allowed, notes=(note,)
         )
 
-    def _confirm_bucket(
-        self, members: list[int], contributions: np.ndarray, trusted: list[np.ndarray]
-    ) -> Confirmation | None:
-        """Compares slopes along a bucket's directions; None where they don't agree."""
-        case = self.case
-        numbers = dict.fromkeys(members, (0.0, np.inf))
-        is_kink = False
-        for k in range(1 if self.exact is not None else _DIRECTIONS):
-            directions, scale = case.bucket_directions(
-                members, contributions, f"direction {k}"
-            )
-            slope = case.measure(directions, max(scale, self._least_scale()))
-            scale = self._scale(scale, slope)
-            allowed = case.rtol * scale + 3 * slope.error
-            distance = slope.distance(pair_all(trusted, directions))
-            if distance > allowed or allowed > _SWAMPED * scale > 0:
-                return None
-            is_kink |= slope.is_kink
-            for i, direction in directions.items():
-                seen = _relative(distance, allowed, pair(trusted[i], direction), scale)
-                numbers[i] = min(numbers[i], seen, key=lambda pair: pair[1])
-        return Confirmation(numbers, is_kink)
-
-    def _least_scale(self) -> float:
-        """The smallest slope worth seeing, where the gradient is zero."""
-        values = self.case.readings.values
-        return 1e-6 * magnitude(values, self.case.weights)
-
-    def _scale(self, expected: float, slope: Slope) -> float:
-        """The size of a slope; where it is zero, what the value does around it."""
-        scale = max(expected, self._least_scale())
-        return scale if scale > NOISE_FLOOR * slope.reach else slope.reach
-
     # --- one leaf alone -------------------------------------------------------------
 
     def _judge_leaf(self, i: int) -> Finding:
@@ -251,14 +201,14 @@ class FormulaJudge:
         best = (0.0, np.inf)
         for k in range(_DIRECTIONS):
             direction = case.direction(i, f"leaf {k}")
-            slope = case.measure({i: direction}, max(contribution, self._least_scale()))
+            slope = case.measure({i: direction}, max(contribution, least_scale(case)))
             predicted = pair(self.claimed[i], direction)
-            scale = self._scale(contribution, slope)
+            scale = scale_of(case, contribution, slope)
             allowed = case.rtol * scale + 3 * slope.error
             distance = slope.distance(predicted)
             if distance > allowed:
                 return self._departs(i, direction, slope, allowed)
-            if allowed > _SWAMPED * scale > 0:
+            if allowed > SWAMPED * scale > 0:
                 return self._finding(
                     i,
                     Verdict.INCONCLUSIVE,
@@ -267,7 +217,7 @@ class FormulaJudge:
                     judged_by="measured",
                     cause=diagnose.noisy(slope, scale),
                 )
-            seen = _relative(distance, allowed, predicted, scale)
+            seen = relative(distance, allowed, predicted, scale)
             best = min(best, seen, key=lambda pair: pair[1])
         return self._finding(
             i, Verdict.PASS, size=best[0], allowed=best[1], judged_by="measured"
@@ -295,7 +245,7 @@ class FormulaJudge:
             )
         agrees = self.exact is not None and not self._gap(i).is_exceeded
         nearest = min(abs(rung - claimed) for rung in slope.rungs)
-        unsettled = slope.error > _SETTLED_PART * distance or nearest < distance / 4
+        unsettled = slope.error > SETTLED_PART * distance or nearest < distance / 4
         if agrees and unsettled:
             cause = diagnose.noisy(slope, unit)
             return self._finding(i, Verdict.INCONCLUSIVE, cause=cause, **gap)
@@ -340,7 +290,7 @@ class FormulaJudge:
             return False
         further = case.measure({i: direction}, abs(slope.value), overrun=1)
         change = abs(further.value - slope.value)
-        return not change < distance / 10 and not change > _SWAMPED * abs(slope.value)
+        return not change < distance / 10 and not change > SWAMPED * abs(slope.value)
 
     # --- claim and exact derivative in dispute --------------------------------------
 
@@ -363,7 +313,7 @@ class FormulaJudge:
         slope = case.measure({i: direction}, separation)
         if slope.is_kink:
             return self._judge_at_kink(i, gap)
-        tolerance = 3 * slope.error + _SWAMPED * separation
+        tolerance = 3 * slope.error + SWAMPED * separation
         if tolerance > separation / 2:
             if self._rounding_explains(i):
                 return self._as_far_as_seen(i, gap)

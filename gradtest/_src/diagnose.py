@@ -25,7 +25,6 @@ _FACTORS = {
     2 * np.pi: "2 pi",
 }
 
-NOISY = "noise too high"
 KINK = Cause(
     "kink",
     "the function has a kink here, and along a random direction its sides can't be "
@@ -127,7 +126,7 @@ def noisy(slope: Slope, scale: float) -> Cause:
     """Names a slope whose error hides what it should show."""
     part = 3 * slope.error / scale if scale else np.inf
     return Cause(
-        NOISY,
+        "noise too high",
         f"differences of the value are uncertain by {part:.1g} of the slope "
         f"(step {slope.step:.0e})",
         "look for rounding, random or staircase steps in the function (round, floor, "
@@ -216,14 +215,10 @@ def _sign(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
 
 
 def _factor(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
-    scale = float(np.sum(np.abs(truth) ** 2))
-    if not scale:
+    factor = factor_between(claimed, truth)
+    if factor is None or not _fits(claimed, factor * truth, fit):
         return None
-    ratio = complex(np.sum(claimed * np.conj(truth))) / scale
-    if abs(ratio.imag) > fit * abs(ratio) or not ratio.real:
-        return None
-    factor = ratio.real
-    if not _fits(claimed, factor * truth, fit) or _one_entry(truth, factor, fit):
+    if _one_entry(truth, factor, fit):
         return None
     word = _factor_words(abs(factor), truth, fit)
     sign = "with its sign flipped and " if factor < 0 else ""
@@ -233,6 +228,14 @@ def _factor(claimed: np.ndarray, truth: np.ndarray, fit: float) -> Cause | None:
         f"multiply by {1 / factor:.6g}; look for a missing or doubled factor, or a "
         "sum where a mean is",
     )
+
+
+def factor_between(found: np.ndarray, truth: np.ndarray) -> float | None:
+    """Returns the real factor that fits two arrays best; None where there is none."""
+    scale = float(np.sum(np.abs(truth) ** 2))
+    if not scale:
+        return None
+    return float(np.sum(found * np.conj(truth)).real) / scale or None
 
 
 def _one_entry(truth: np.ndarray, factor: float, fit: float) -> bool:

@@ -37,6 +37,10 @@ _NOISY_SPACINGS = (1e-4,)
 # A rung's error, as a part of the expected slope, that asks for no further search; and
 # how sharp the slope of a staircase must be to be believed against flat finer rungs.
 _CONVINCING, _STAIRCASE = 1e-4, 1e-2
+# Where an error estimate hides more than this part of a slope, nothing is concluded.
+SWAMPED = 0.05
+# To contradict a gradient that autodiff confirms, a slope must be this much surer.
+SETTLED_PART = 1e-3
 _EPS = float(np.finfo(np.float64).eps)
 
 

@@ -17,7 +17,7 @@ from gradtest._src.primal import value_trouble
 from gradtest._src.program import Output, Values
 
 # A cotangent that is no power of its own: neither 1 nor -1, and exact in any dtype.
-_COTANGENT = -1.75
+COTANGENT = -1.75
 
 
 def hand_written_findings(case: Case, found: list[Finding]) -> list[Finding]:
@@ -65,14 +65,14 @@ _Probe = tuple[Values, Values, diagnose.Cause]
 
 
 def _scaled(case: Case) -> _Probe:
-    seed = [_COTANGENT * widen(value) for value in case.seed]
-    wanted = [_COTANGENT * c for c in case.readings.claimed]
+    seed = [COTANGENT * widen(value) for value in case.seed]
+    wanted = [COTANGENT * c for c in case.readings.claimed]
     if case.claim.is_autodiff and case.claim.mode == "rev":
-        return _claimed(case, seed), wanted, diagnose.not_linear(_COTANGENT)
+        return _claimed(case, seed), wanted, diagnose.not_linear(COTANGENT)
     cause = _not_linear(
         case,
-        f"with the {{seed}} {_COTANGENT:g} times as large the result is not "
-        f"{_COTANGENT:g} times as large",
+        f"with the {{seed}} {COTANGENT:g} times as large the result is not "
+        f"{COTANGENT:g} times as large",
     )
     return _claimed(case, seed), wanted, cause
 

@@ -25,10 +25,10 @@ from gradtest._src.program import Values
 
 # Distance of the samples, relative to each leaf: far above rounding, nearer than
 # other kinks are likely to be.
-_DISTANCE = 1e-7
+DISTANCE = 1e-7
 _PAIRS = 8
 # Curvature over that distance, and rounding, relative to the gradient's size.
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class NearbyGradients:
         seen, dispute = self.projections[:, leaf], self.disputes[leaf]
         value = _inner(dispute, claimed)
         spread = float(seen.max() - seen.min())
-        slack = _TOLERANCE * (float(np.abs(seen).max()) + abs(value))
+        slack = TOLERANCE * (float(np.abs(seen).max()) + abs(value))
         # Samples miss the extremes of many kinks at once: hence their spread.
         margin = slack + (spread if spread > slack else 0.0)
         return bool(seen.min() - margin <= value <= seen.max() + margin)
@@ -82,12 +82,27 @@ class NearbyGradients:
 
     def varying(self, leaf: int) -> int:
         """Returns in how many entries of a leaf the samples differ."""
-        return int((self.high[leaf] - self.low[leaf] > self._slack(leaf)).sum())
+        return int(self._varies(leaf).sum())
+
+    def vary(self, leaf: int, entries: np.ndarray) -> bool:
+        """Whether the samples differ in all of these entries of a leaf, and in any.
+
+        Args:
+          leaf: Position of the leaf.
+          entries: A mask of its shape.
+        """
+        varies: np.ndarray = self._varies(leaf)
+        if varies.ndim > entries.ndim:  # a complex entry varies where either part does
+            varies = np.any(varies, axis=-1)
+        return bool(varies.any() and varies[entries].all())
+
+    def _varies(self, leaf: int) -> np.ndarray:
+        return self.high[leaf] - self.low[leaf] > self._slack(leaf)
 
     def _slack(self, leaf: int) -> np.ndarray:
         largest = np.maximum(np.abs(self.low[leaf]), np.abs(self.high[leaf]))
         usual = norm(largest) / max(largest.size, 1) ** 0.5
-        return _TOLERANCE * np.maximum(largest, usual)
+        return TOLERANCE * np.maximum(largest, usual)
 
 
 def sample_nearby(case: Case, disputes: Values) -> NearbyGradients | None:
@@ -125,7 +140,7 @@ def _near(case: Case, k: int, sign: int) -> Point:
         step = case.direction(i, f"kink {k}")
         if k == 0:
             step = np.abs(step)
-        moving.append(widen(value) + sign * _DISTANCE * step)
+        moving.append(widen(value) + sign * DISTANCE * step)
     return Point(tuple(moving), case.point.held)
 
 
@@ -135,7 +150,7 @@ def _confirmed(near: Case, exact: Values) -> bool:
     scale = float(np.linalg.norm(near.contributions(exact)))
     slope = near.measure(directions, scale)
     return slope.distance(pair_all(exact, directions)) <= (
-        _TOLERANCE * scale + 3 * slope.error
+        TOLERANCE * scale + 3 * slope.error
     )
 
 

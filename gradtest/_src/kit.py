@@ -20,6 +20,7 @@ from gradtest._src import pallas as _pallas  # noqa: F401  registers
 from gradtest._src import primitives as _primitives  # noqa: F401  registers
 from gradtest._src.claims import Claim
 from gradtest._src.devices import homes
+from gradtest._src.jaxprs import Jaxpr
 from gradtest._src.lifting import Evaluator, Recorder, Replayer
 from gradtest._src.program import Program, Values, derivative
 
@@ -233,9 +234,14 @@ def constants_of(
     program: Program, claim: Claim, forward: Claim | None = None
 ) -> list[Any]:
     """Returns the array constants of all traces, program's first, each once."""
+    return array_constants(_traces(program, claim, forward))
+
+
+def array_constants(traces: Sequence[Jaxpr]) -> list[Any]:
+    """Returns the array constants of programs, each once."""
     found = {
         id(const): const
-        for jaxpr in _traces(program, claim, forward)
+        for jaxpr in traces
         for const in jaxprs.nested_consts(jaxpr)
         if hasattr(const, "dtype") and hasattr(const, "shape")
     }

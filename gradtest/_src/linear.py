@@ -13,9 +13,9 @@ from gradtest._src.primal import value_trouble
 from gradtest._src.program import Output, Values
 
 # Neither 1 nor -1, and not a power of either.
-_FACTOR = -1.75
+FACTOR = -1.75
 # Both sides of an identity are sums of the same float64 terms.
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 
 
 def nonlinear_findings(case: Case) -> list[Finding]:
@@ -31,13 +31,13 @@ def nonlinear_findings(case: Case) -> list[Finding]:
     other = [case.direction(i, "another point") for i in range(len(start))]
     there = _values(case, other)
     mixed = _values(
-        case, [_FACTOR * x + y for x, y in zip(start, other, strict=True)]
+        case, [FACTOR * x + y for x, y in zip(start, other, strict=True)]
     )  # fmt: skip
     at_zero = _values(case, [np.zeros_like(x) for x in start])
     found = []
     for i, output in enumerate(case.program.outputs):
-        wanted = _FACTOR * here[i] + there[i]
-        floor = _ROUNDING * (norm(here[i]) + norm(there[i]))
+        wanted = FACTOR * here[i] + there[i]
+        floor = ROUNDING * (norm(here[i]) + norm(there[i]))
         zero = leaf_gap(wanted + at_zero[i], wanted, rtol=case.rtol, floor=floor)
         sums = leaf_gap(mixed[i], wanted, rtol=case.rtol, floor=floor)
         if zero.is_exceeded or not np.isfinite(at_zero[i]).all():
@@ -74,7 +74,7 @@ _REMEDY = (
 _AT_ZERO = Cause("not linear", "for x = 0 its result is not zero", _REMEDY)
 _SUMS = Cause(
     "not linear",
-    f"its result for {_FACTOR:g} x + y is not {_FACTOR:g} times that for x plus that "
+    f"its result for {FACTOR:g} x + y is not {FACTOR:g} times that for x plus that "
     "for y",
     _REMEDY,
 )

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradtest._src import diagnose
 from gradtest._src.case import Case, norm
-from gradtest._src.differences import Slope, weighted
+from gradtest._src.differences import SWAMPED, Slope, weighted
 from gradtest._src.findings import Cause, Entry, Finding, Verdict
 from gradtest._src.gaps import LeafGap, leaf_gap
 from gradtest._src.primal import value_trouble
@@ -21,8 +21,6 @@ from gradtest._src.program import Values
 
 # Beside a kink both sides' slopes of an entry are the exact one up to this part of it.
 _SHARP = 1e-3
-# Where error estimates hide more than this part of a tangent, nothing is concluded.
-_SWAMPED = 0.05
 # Below this part of the output's value differences are blind to a tangent, ...
 _FAINT = 1e-9
 # ... and this part of it is what float64 loses of one that cancels.
@@ -122,13 +120,13 @@ class _LeafJudge:
         size = norm(claimed) if exact is None else max(norm(claimed), norm(exact))
         if size <= _FAINT * value:
             return self._judge_faint(i, value)
-        wanted = _SWAMPED * size
+        wanted = SWAMPED * size
         if exact is not None and norm(claimed - exact) > case.rtol * size:
             wanted = min(wanted, norm(claimed - exact) / 4)
         if 3 * slope.error > wanted and len(self.claimed) > 1:
             slope = self._measured_alone(i, size)
         measured, noise = slope.outputs[i], 3 * slope.error
-        if noise > _SWAMPED * max(size, norm(measured)):
+        if noise > SWAMPED * max(size, norm(measured)):
             gap = leaf_gap(claimed, measured, rtol=case.rtol, floor=noise)
             cause = diagnose.noisy(slope, size)
             return _Seen(Verdict.INCONCLUSIVE, gap, "measured", cause)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from gradtest._src.case import Case, pair
+from gradtest._src.differences import SWAMPED
 from gradtest._src.gaps import leaf_gap
 from gradtest._src.program import Values
 
 _DIRECTIONS = 3
-# Where error estimates hide more than this part of a slope, nothing is concluded.
-_SWAMPED = 0.05
 
 
 def is_right_for_symmetric(
@@ -46,6 +45,6 @@ def is_right_for_symmetric(
         slope = case.measure({leaf: direction}, scale)
         allowed = case.rtol * scale + 3 * slope.error
         gap = slope.distance(pair(own, direction))
-        if gap > allowed or allowed > _SWAMPED * scale:
+        if gap > allowed or allowed > SWAMPED * scale:
             return False
     return True

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradtest._src import diagnose
+from gradtest._src.case import norm
 from gradtest._src.cells.gaps import Difference
 from gradtest._src.cells.ways import Cell
 from gradtest._src.findings import Cause
@@ -38,6 +39,8 @@ _VARY = (
     "let each cotangent vary over the axes that its argument varies over: compute it "
     "from the cotangent that comes in, or use jax.lax.pcast"
 )
+# How closely a factor must be a number of devices, or its square.
+_COUNTED = 1e-3
 _OWN_REMEDY = "look for what the transformation changes of the function's arguments"
 UNSETTLED = Cause(
     "decided by rounding",
@@ -105,16 +108,14 @@ def _counted(cell: Cell, places: int, found: np.ndarray, truth: np.ndarray) -> s
     """Recognises the number of devices or points, or its square, as the factor."""
     count = cell.devices if cell.devices > 1 else places
     what = f"{_kind(cell)}s"
-    scale = float(np.sum(np.abs(truth) ** 2))
-    if count < 2 or not scale:
+    factor = diagnose.factor_between(found, truth)
+    if count < 2 or factor is None:
         return ""
-    ratio = complex(np.sum(found * np.conj(truth))) / scale
-    rest = float(np.linalg.norm((found - ratio * truth).ravel()))
-    if rest > 1e-3 * abs(ratio) * scale**0.5 or abs(ratio.imag) > 1e-3 * abs(ratio):
+    if norm(found - factor * truth) > _COUNTED * norm(factor * truth):
         return ""
     for power, words in ((1, "the number"), (2, "the square of the number")):
         for times, word in ((count**power, "large"), (count**-power, "small")):
-            if abs(ratio.real / times - 1) < 1e-3:
+            if abs(factor / times - 1) < _COUNTED:
                 return f"it is {count**power} times too {word} ({words} of {what})"
     return ""
 

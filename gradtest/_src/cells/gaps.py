@@ -11,17 +11,15 @@ from gradtest._src import rounding
 from gradtest._src.case import NOISE_FLOOR, norm
 from gradtest._src.cells.reference import Reference
 from gradtest._src.cells.ways import Cell, Row
+from gradtest._src.devices import homes, matmuls
 from gradtest._src.gaps import LeafGap, leaf_gap
 from gradtest._src.program import Values
 
 # Float64 rounds the same sums in another order.
 _FLOOR = 1e-12
 _FLOAT64_EPS = float(np.finfo(np.float64).eps)
-_ULPS, _MOST_FLOOR = 128, 1 / 16
 # Operation by operation XLA rounds more often than in one program.
 _EAGER_FACTOR = 4
-# A difference of more than this part of a leaf is not let pass as rounding.
-_LARGE = 1 / 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +90,7 @@ class Judge:
         self.spacing = reference.spacing
         self.rtol = max(rtol, 64 * self.spacing) if reference.islands else rtol
         self.rounding_rtol = rounding_rtol
+        self._products = matmuls.coarsest(reference.jaxpr, homes.default_device())
         self._losses: dict[tuple[Row, float], list[float]] = {}
 
     def in_float64(self, part: Part) -> Difference:
@@ -116,13 +115,13 @@ class Judge:
         is_silent = scale <= NOISE_FLOOR * largest
         unit = (largest if is_silent else scale) or 1.0
         if cell.family == "eager" and not cell.is_own and self.rounding_rtol is None:
-            allowed = max(allowed, min(_EAGER_FACTOR * allowed, _LARGE * unit))
+            allowed = max(allowed, min(_EAGER_FACTOR * allowed, rounding.LARGE * unit))
         wrong = not size <= allowed
         undecided = not np.isfinite(self.reference.working(part.row)[part.item]).all()
         if wrong and self.rounding_rtol is None and np.isfinite(size):
             loss = self._shaken(part.row, self.spacing)[part.item]
             allowed = max(allowed, rounding.allowance(loss, 0.0, unit))
-            wrong = size > min(allowed, _LARGE * unit)
+            wrong = size > min(allowed, rounding.LARGE * unit)
             undecided = wrong and size <= max(allowed, 8 * loss)
         gap = leaf_gap(part.found, truth, rtol=allowed / unit, floor=0.0)
         gap = dataclasses.replace(
@@ -143,7 +142,7 @@ class Judge:
         relative = self.rounding_rtol
         if relative is not None:
             return relative * scale
-        relative = min(_ULPS * self.spacing, _MOST_FLOOR)
+        relative = rounding.floor(self.spacing, self._products)
         # A gradient that is zero by cancellation keeps the rounding of its terms.
         largest = self._largest(lifted, item)
         cancelled = 4 * self.spacing * largest

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gradtest._src import seeding
+from gradtest._src.case import balance
 from gradtest._src.cells.reference import Reference
 from gradtest._src.cells.ways import BATCH, Examples
 from gradtest._src.inputs import Inputs, Point, Role
@@ -18,8 +19,6 @@ from gradtest._src.program import Program, Values
 
 # So many points are taken for as many devices.
 _MOST_POINTS = 8
-# Weights of results stay within what every dtype can hold.
-_MOST_BITS = 10
 
 
 class Points:
@@ -57,7 +56,7 @@ class Points:
         """
         reference.move(examples)
         here = reference.lifted(examples.row(0))
-        scales = [1.0] if self._program.is_scalar else list(map(_scale, here))
+        scales = [1.0] if self._program.is_scalar else list(map(balance, here))
         seeds = [
             [(s * f).astype(s.dtype) for s, f in zip(own, scales, strict=False)]
             for own in examples.seeds
@@ -94,14 +93,6 @@ def _scaled(inputs: Inputs, point: Point, scale: float) -> Point:
         )
 
     return Point(near(Role.MOVES, point.moving), near(Role.HELD, point.held))
-
-
-def _scale(value: np.ndarray) -> float:
-    """Returns the power of two that brings an array to size 1: it rounds nothing."""
-    size = float(np.sqrt(np.mean(np.abs(value) ** 2))) if value.size else 0.0
-    if not size or not np.isfinite(size):
-        return 1.0
-    return 2.0 ** float(np.clip(-round(np.log2(size)), -_MOST_BITS, _MOST_BITS))
 
 
 def is_finite(values: Values) -> bool:

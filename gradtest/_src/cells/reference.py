@@ -18,6 +18,7 @@ from gradtest._src import dataflow, execution, jaxprs, seeding
 from gradtest._src.case import norm
 from gradtest._src.cells.ways import MESH_AXIS, Derivative, Examples, Parts, Row
 from gradtest._src.jaxprs import Jaxpr
+from gradtest._src.kit import array_constants
 from gradtest._src.lifting import Evaluator, Jitter, is_inexact, widen
 from gradtest._src.program import Values, describe
 
@@ -104,7 +105,7 @@ def lift(
     Returns:
       The compiled program, and the constants that it takes after the arguments.
     """
-    constants = _constants(programs)
+    constants = array_constants(programs)
 
     def all_of_them(arguments: Any, consts: Any) -> list[Values]:
         hoisted = dict(zip(map(id, constants), consts, strict=True))
@@ -117,16 +118,6 @@ def lift(
     consts = [_wide(const) for const in constants]
     wide = [_widened(own) for own in parts]
     return execution.lifted(all_of_them, [wide, consts]), consts
-
-
-def _constants(programs: Sequence[Jaxpr]) -> list[Any]:
-    found = {
-        id(const): const
-        for program in programs
-        for const in jaxprs.nested_consts(program)
-        if hasattr(const, "dtype") and hasattr(const, "shape")
-    }
-    return list(found.values())
 
 
 def _wide(value: Any) -> Any:
@@ -156,14 +147,13 @@ class Reference:
         self._key = key
         self._islands: set[str] = set()
         self._lifted, self._consts = lift([self.jaxpr], [parts], self._islands)
-        self._constants = _constants([self.jaxpr])
+        self._constants = array_constants([self.jaxpr])
         run = self._evaluator(wide=False)
         self._working = execution.working(run, [*parts, self._constants])
         self._shaken: execution.Compiled | None = None
         self._memo: dict[tuple[str, Row], Values] = {}
         execution.compile_together([self._lifted, self._working])
-        counts = map(len, parts)
-        self._counts = list(counts)
+        self._counts = [len(part) for part in parts]
 
     @property
     def islands(self) -> set[str]:
@@ -200,7 +190,7 @@ class Reference:
         return execution.to_host(self._working(*parts, self._constants))
 
     def _evaluator(self, **settings: Any) -> Callable[..., Values]:
-        constants = _constants([self.jaxpr])
+        constants = self._constants
 
         def run(moving: Any, held: Any, seed: Any, consts: Any) -> Values:
             hoisted = dict(zip(map(id, constants), consts, strict=True))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradtest._src.case import norm
+from gradtest._src.diagnose import factor_between
 from gradtest._src.parallel.layout import Layout
 
 # Powers of mesh axes' sizes that reductions leave out or do too often.
@@ -80,15 +81,6 @@ def _words(fitting: Sequence[tuple[str, ...]], *, is_square: bool) -> str:
     return f"{square}the size of mesh axis " + " or ".join(
         repr(names[0]) for names in fitting
     )
-
-
-def factor_between(found: np.ndarray, truth: np.ndarray) -> float | None:
-    """Returns the real factor between two arrays; None where there is none."""
-    scale = float(np.sum(np.abs(truth) ** 2))
-    if not scale:
-        return None
-    factor = float(np.sum(found * np.conj(truth)).real) / scale
-    return factor or None
 
 
 def times(factor: float) -> str:

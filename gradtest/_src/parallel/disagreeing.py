@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gradtest._src.case import norm
+from gradtest._src.diagnose import factor_between
 from gradtest._src.findings import Cause
-from gradtest._src.parallel.axis_factors import factor_between, power_of_axes, times
+from gradtest._src.parallel.axis_factors import power_of_axes, times
 from gradtest._src.parallel.leaf import Leaf
 
 # How many devices are named one by one.

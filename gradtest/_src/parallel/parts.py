@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import collections
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ class Parts:
     ):
         self._loss = loss
         self._options = options
+        self._known: dict[Any, list[Values] | None] = {}
         self._params, self._batch = whole.inputs.arguments(point.moving, point.held)
         lengths = [
             leaf.shape[0]
@@ -37,27 +37,27 @@ class Parts:
         ]
         self.rows = collections.Counter(lengths).most_common(1)[0][0] if lengths else 0
 
-    @functools.cache  # noqa: B019  lives as long as one diagnosis
     def gradients(self, count: int) -> list[Values] | None:
         """Returns the gradient on each of so many equal parts; None without parts."""
         if count < 2 or not self.rows or self.rows % count:
             return None
         size = self.rows // count
-        return self._evaluated([(k * size, (k + 1) * size) for k in range(count)])
+        return self._evaluated(*((k * size, (k + 1) * size) for k in range(count)))
 
-    @functools.cache  # noqa: B019
     def first(self, rows: int) -> Values | None:
         """Returns the gradient on the first rows alone."""
-        found = self._evaluated([(0, rows)]) if 0 < rows < self.rows else None
+        found = self._evaluated((0, rows)) if 0 < rows < self.rows else None
         return found and found[0]
 
-    def _evaluated(self, ranges: list[tuple[int, int]]) -> list[Values] | None:
-        try:
-            return self._gradients(ranges)
-        except Exception:  # a loss need not take a part of its batch
-            return None
+    def _evaluated(self, *ranges: tuple[int, int]) -> list[Values] | None:
+        if ranges not in self._known:
+            try:
+                self._known[ranges] = self._gradients(ranges)
+            except Exception:  # a loss need not take a part of its batch
+                self._known[ranges] = None
+        return self._known[ranges]
 
-    def _gradients(self, ranges: list[tuple[int, int]]) -> list[Values]:
+    def _gradients(self, ranges: Sequence[tuple[int, int]]) -> list[Values]:
         options, compiled, found = self._options, None, []
         for low, high in ranges:
             args = (self._params, self._cut(low, high))

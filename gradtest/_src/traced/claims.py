@@ -14,6 +14,7 @@ from gradtest._src.claiming import hand_written_claims, is_missing_mode
 from gradtest._src.claims import Claim, trace_claim
 from gradtest._src.execution import SlipError
 from gradtest._src.inputs import Point
+from gradtest._src.linear import FACTOR, ROUNDING
 from gradtest._src.matching import match_results
 from gradtest._src.options import Options
 from gradtest._src.product_claims import (
@@ -36,8 +37,6 @@ from gradtest._src.traced.trials import Trial, traced_program, trials, values_he
 
 Fn = Callable[..., Any]
 Args = tuple[Any, ...]
-# A linear function is asked for this many times a point: neither 1 nor -1.
-_FACTOR, _LINEAR_FLOOR = -1.75, 1e-12
 
 
 def gradient(fn: Fn, grad_fn: Fn, args: Args, options: Options) -> list[Condition]:
@@ -188,14 +187,14 @@ def _linear(at: Trial, bench: Bench) -> list[Condition]:
             root_mean_square(x) * bench.draw("another point", i)
             for i, x in enumerate(start)
         ]
-        mixed = [_FACTOR * x + y for x, y in zip(start, other, strict=True)]
+        mixed = [FACTOR * x + y for x, y in zip(start, other, strict=True)]
         zeros = list(map(jnp.zeros_like, start))
         here, there, both, none = map(bench.values, (start, other, mixed, zeros))
         for i, output in enumerate(at.program.outputs):
-            wanted = _FACTOR * here[i] + there[i]
-            floor = _LINEAR_FLOOR * (norm(here[i]) + norm(there[i]))
+            wanted = FACTOR * here[i] + there[i]
+            floor = ROUNDING * (norm(here[i]) + norm(there[i]))
             for value, says in (
-                (both[i], f"its result for {_FACTOR} x + y"),
+                (both[i], f"its result for {FACTOR} x + y"),
                 (wanted + none[i], "its result for zeros"),
             ):
                 gap = traced_gap(value, wanted, rtol=at.options.rtol, floor=floor)

@@ -7,17 +7,19 @@ part: the slope is measured along the very entries in dispute.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from gradtest._src import jaxprs
+from gradtest._src.case import NOISE_FACTOR
+from gradtest._src.confirmation import LEAST_PART
+from gradtest._src.differences import SETTLED_PART, SWAMPED
 from gradtest._src.primal import DIRECT_RESIDUAL, ITERATIVE_RESIDUAL
 from gradtest._src.solvers import SolveKind
+from gradtest._src.traced.directions import COUNT, Directions
 from gradtest._src.traced.gaps import (
     ALONG,
     Condition,
@@ -32,15 +34,11 @@ from gradtest._src.traced.kinks import KinkSamples, nearby
 from gradtest._src.traced.readings import Bench, Readings, Working, in_float64, norm
 from gradtest._src.traced.readings import root_mean_square as size_of
 from gradtest._src.traced.rounding import rounding_conditions
-from gradtest._src.traced.slopes import TracedSlope, inner, magnitude
+from gradtest._src.traced.slopes import inner
 
 Values = list[Any]
 # Points around: off by rounding in float64, and by that of the operands themselves.
 _NUDGE, _SHAKES = 4 * float(np.finfo(np.float64).eps), 2
-_NOISE_FACTOR, _FAINT = 64, 1e-9
-_DIRECTIONS = 2
-_SWAMPED, _SETTLED, _AGREES = 0.05, 1e-3, 1e-5
-_LEAST_SCALE = 1e-6
 # What devices may round one gradient otherwise, relative to the largest part.
 _SHARED_NOISE = 1e-12
 _ALONG_SLOPE = "; its slope along one direction is {factor:.4g} times the measured one"
@@ -62,15 +60,6 @@ def reverse_conditions(
     return in_float64(
         lambda: _Judge(bench, rtol, **settings).conditions(working, rounding_rtol)
     )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Way:
-    """A direction of all leaves, and the size of the slope that is looked for."""
-
-    direction: Values
-    scale: Any
 
 
 class _Judge:
@@ -103,9 +92,9 @@ class _Judge:
         self.here: Readings = around[0]
         self.around = around[: 2 + _SHAKES]
         self.kink = KinkSamples.of(around[2 + _SHAKES :])
-        self.stops = bench.stops()
         eps = bench.noise_eps
         self.rtol = max(rtol, bench.half_spacing(), 64 * eps if eps else 0.0)
+        self.directions = Directions(bench, self.here.values, self.sizes, self.rtol)
         self.loops = jaxprs.has_loop_on_floats(bench.program.jaxpr)
 
     def conditions(
@@ -161,8 +150,8 @@ class _Judge:
         if self.here.apart is None:
             return []
         claimed, found = self.here.claimed, []
-        contributions = self._contributions(claimed)
-        largest = jnp.maximum(jnp.max(contributions), self._magnitude())
+        contributions = self.directions.contributions(claimed)
+        largest = jnp.maximum(jnp.max(contributions), self.directions.magnitude())
         for i, axes in enumerate(self.bench.unshared):
             if not axes:
                 continue
@@ -232,36 +221,15 @@ class _Judge:
             condition.text, False, condition.wrong | condition.open, self.excuse
         )
 
-    def _contributions(self, gradient: Values) -> Any:
-        return jnp.stack(
-            [
-                self.bench.over.total(norm(finite_part(g)) * size)
-                for g, size in zip(gradient, self.sizes, strict=True)
-            ]
-        )
-
-    def _magnitude(self) -> Any:
-        values = list(map(finite_part, self.here.values))
-        return magnitude(values, self.bench.wide[2], self.bench.over)
-
-    def _slope(self, direction: Values, scale: Any) -> TracedSlope:
-        return self.bench.measure(
-            direction,
-            self.here.values,
-            self.bench.wide[2],
-            scale=scale,
-            stops=self.stops,
-        )
-
     def _uncontradicted(self) -> list[Condition]:
         """Asks of a derivative that no rule is in whether the values contradict it."""
-        contributions = self._contributions(self.here.claimed)
-        least = _FAINT * jnp.maximum(jnp.max(contributions), self._magnitude())
-        ways = self._along_random(contributions, contributions < least)
-        slopes = self._slopes(ways)
-        contradicts = self._contradicted(ways, slopes, self.here.claimed)
+        contributions = self.directions.contributions(self.here.claimed)
+        faint = self.directions.faint(contributions)
+        ways = self.directions.along_random(contributions, faint)
+        slopes = self.directions.slopes(ways)
+        contradicts = self.directions.contradicted(ways, slopes, self.here.claimed)
         way, slope, zero = ways[0], slopes[0], jnp.zeros(())
-        predicted = self._predicted(self.here.claimed, way)
+        predicted = self.directions.predicted(self.here.claimed, way)
         distance, factor = slope.distance(predicted), _ratio(predicted, slope.value)
         gap = TracedGap(
             distance / way.scale, zero + self.rtol, zero, contradicts, factor
@@ -278,10 +246,10 @@ class _Judge:
         claimed = self.here.claimed
         sound = all_finite(exact)
         contributions = jnp.maximum(
-            self._contributions(claimed), self._contributions(exact)
+            self.directions.contributions(claimed), self.directions.contributions(exact)
         )
         largest = jnp.max(contributions)
-        faint = contributions < _FAINT * jnp.maximum(largest, self._magnitude())
+        faint = self.directions.faint(contributions)
         gaps = [
             self._gap(i, claimed[i], exact[i], faint[i], largest)
             for i in range(len(claimed))
@@ -297,14 +265,14 @@ class _Judge:
                 for i in range(len(gaps))
             ]
         ways = [
-            self._along_dispute(gaps, parted, claimed, exact),
-            *self._along_random(contributions, faint),
+            self.directions.along_dispute(gaps, parted, claimed, exact),
+            *self.directions.along_random(contributions, faint),
         ]
-        slopes = self._slopes(ways)
-        supported, resolved = self._settle(ways[0], slopes[0], claimed)
-        confirms = self._all_agree(ways[1:], slopes[1:], exact)
-        agrees = self._all_agree(ways[1:], slopes[1:], claimed)
-        contradicts = self._contradicted(ways[1:], slopes[1:], claimed)
+        slopes = self.directions.slopes(ways)
+        supported, resolved = self.directions.settle(ways[0], slopes[0], claimed)
+        confirms = self.directions.all_agree(ways[1:], slopes[1:], exact)
+        agrees = self.directions.all_agree(ways[1:], slopes[1:], claimed)
+        contradicts = self.directions.contradicted(ways[1:], slopes[1:], claimed)
         decided = resolved | confirms
         departs = [
             parted[i]
@@ -339,7 +307,7 @@ class _Judge:
         assert near.exact is not None
         noise = norm(claimed - near.claimed[i]) + norm(exact - near.exact[i])
         noise = jnp.where(jnp.isfinite(noise), noise, 0.0)
-        floor = noise * jnp.where(is_faint, _NOISE_FACTOR, _NOISE_FACTOR / 8)
+        floor = noise * jnp.where(is_faint, NOISE_FACTOR, NOISE_FACTOR / 8)
         if self.bench.noise_eps:
             island = self.bench.noise_eps * largest / self.sizes[i]
             floor = jnp.maximum(floor, island)
@@ -351,7 +319,7 @@ class _Judge:
             return jnp.zeros((), bool)
         is_near = self.kink.accepts(i, claimed, exact, gap.disputed)
         if self.bench.is_conventional:
-            return is_near | self.kink.varies(i)
+            return is_near | self.kink.vary(i, gap.disputed)
         return is_near
 
     def _fits_symmetric(self, i: int, claimed: Any, exact: Any) -> Any:
@@ -364,125 +332,35 @@ class _Judge:
         itself = ~traced_gap(claimed, own, rtol=self.rtol, floor=0.0).exceeded
         return jnp.all(value == _transposed(value)) & close & itself
 
-    # --- slopes along directions of all leaves ------------------------------------
-
-    def _along_dispute(
-        self, gaps: list[TracedGap], parted: Values, claimed: Values, exact: Values
-    ) -> _Way:
-        """Returns the way along the entries in dispute, of all leaves together.
-
-        Its scale is how far it sets claim and exact derivative apart.
-        """
-        direction = []
-        differences = [finite_part(c - e) for c, e in zip(claimed, exact, strict=True)]
-        for i, (difference, gap) in enumerate(zip(differences, gaps, strict=True)):
-            uneven = 0.5 + jnp.abs(self.bench.draw("dispute", i)) % 1
-            sign = jnp.conj(difference) / jnp.where(
-                difference == 0, 1, jnp.abs(difference)
-            )
-            part = self.sizes[i] * uneven * sign * (gap.disputed & parted[i])
-            direction.append(part)
-        return _Way(direction, inner(differences, direction, self.bench.over))
-
-    def _along_random(self, contributions: Any, faint: Any) -> list[_Way]:
-        """Returns random ways, on which the leaves are weighed to count alike."""
-        counted = jnp.where(faint | (contributions <= 0), jnp.inf, contributions)
-        ratios = jnp.min(counted) / jnp.where(contributions > 0, contributions, 1.0)
-        ratios = jnp.where(jnp.isfinite(ratios), ratios, 1.0)
-        ratios = jnp.clip(ratios, 1e-3, 1.0)
-        expected = jnp.sqrt(jnp.sum((ratios * contributions) ** 2))
-        scale = jnp.maximum(expected, _LEAST_SCALE * self._magnitude())
-        return [
-            _Way(
-                [
-                    ratios[i] * self.sizes[i] * self.bench.draw(f"direction {k}", i)
-                    for i in range(len(self.sizes))
-                ],
-                scale,
-            )
-            for k in range(_DIRECTIONS)
-        ]
-
-    def _slopes(self, ways: list[_Way]) -> list[TracedSlope]:
-        """Measures along each way; the program is compiled once for all of them."""
-        stacked = jax.tree_util.tree_map(lambda *parts: jnp.stack(parts), *ways)
-        slopes = lax.map(lambda way: self._slope(way.direction, way.scale), stacked)
-        return [
-            jax.tree_util.tree_map(lambda part, k=k: part[k], slopes)
-            for k in range(len(ways))
-        ]
-
-    def _settle(
-        self, way: _Way, slope: TracedSlope, claimed: Values
-    ) -> tuple[Any, Any]:
-        """Says whether a slope is the claim's, and whether it tells the two apart."""
-        tolerance = 3 * slope.error + _SWAMPED * way.scale
-        resolved = tolerance <= way.scale / 2
-        predicted = self._predicted(claimed, way)
-        near = 3 * slope.error + _AGREES * way.scale + self.rtol * jnp.abs(predicted)
-        return resolved & (slope.distance(predicted) <= near), resolved
-
-    def _predicted(self, gradient: Values, way: _Way) -> Any:
-        finite = list(map(finite_part, gradient))
-        return inner(finite, way.direction, self.bench.over)
-
-    def _all_agree(
-        self, ways: list[_Way], slopes: list[TracedSlope], gradient: Values
-    ) -> Any:
-        """Whether every slope is the gradient's."""
-        agrees = jnp.ones((), bool)
-        for way, slope in zip(ways, slopes, strict=True):
-            allowed = self.rtol * way.scale + 3 * slope.error
-            distance = slope.distance(self._predicted(gradient, way))
-            agrees &= (distance <= allowed) & (allowed <= _SWAMPED * way.scale)
-        return agrees
-
-    def _contradicted(
-        self, ways: list[_Way], slopes: list[TracedSlope], gradient: Values
-    ) -> Any:
-        """Whether every slope is settled and far from the gradient's, at no kink."""
-        contradicts = jnp.ones((), bool)
-        for way, slope in zip(ways, slopes, strict=True):
-            predicted = self._predicted(gradient, way)
-            distance = slope.distance(predicted)
-            nearest = jnp.min(jnp.abs(slope.rungs - predicted))
-            contradicts &= (
-                (distance > _SETTLED * way.scale)
-                & (slope.error <= _SETTLED * distance)
-                & (nearest >= distance / 4)
-                & ~slope.is_kink
-            )
-        return contradicts
-
     def _by_differences(self) -> list[Condition]:
         """Judges each leaf by slopes along its own random directions."""
         claimed, count = self.here.claimed, len(self.sizes)
-        contributions = self._contributions(claimed)
-        least = _LEAST_SCALE * self._magnitude()
+        contributions = self.directions.contributions(claimed)
+        least = LEAST_PART * self.directions.magnitude()
 
         def outcome(place: Any) -> tuple[Any, ...]:
-            leaf, k = place // _DIRECTIONS, place % _DIRECTIONS
+            leaf, k = place // COUNT, place % COUNT
             direction = []
             for i in range(count):
                 drawn = jnp.stack(
-                    [self.bench.draw(f"leaf {k}", i) for k in range(_DIRECTIONS)]
+                    [self.bench.draw(f"leaf {k}", i) for k in range(COUNT)]
                 )
                 direction.append(jnp.where(leaf == i, self.sizes[i] * drawn[k], 0))
             scale = jnp.maximum(contributions[leaf], least)
-            slope = self._slope(direction, scale)
+            slope = self.directions.slope(direction, scale)
             predicted = inner(
                 list(map(finite_part, claimed)), direction, self.bench.over
             )
             distance = slope.distance(predicted)
             allowed = self.rtol * scale + 3 * slope.error
-            off = distance > jnp.maximum(allowed, _SETTLED * slope.error)
-            swamped = allowed > _SWAMPED * scale
+            off = distance > jnp.maximum(allowed, SETTLED_PART * slope.error)
+            swamped = allowed > SWAMPED * scale
             factor = _ratio(predicted, slope.value)
             return off, swamped, distance / scale, allowed / scale, factor
 
-        places = np.arange(count * _DIRECTIONS)
+        places = np.arange(count * COUNT)
         off, swamped, sizes, limits, factors = (
-            part.reshape(count, _DIRECTIONS) for part in lax.map(outcome, places)
+            part.reshape(count, COUNT) for part in lax.map(outcome, places)
         )
         found = []
         for i in range(count):

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from gradtest._src.kinks import DISTANCE, TOLERANCE
 from gradtest._src.traced.gaps import all_finite
 from gradtest._src.traced.readings import Bench, Readings, norm
 
 Values = list[Any]
-_DISTANCE, _PAIRS, _TOLERANCE = 1e-7, 3, 1e-4
+_PAIRS = 3
 
 
 def nearby(bench: Bench, sizes: Values) -> list[Values]:
@@ -20,8 +21,7 @@ def nearby(bench: Bench, sizes: Values) -> list[Values]:
     found = []
     for k in range(_PAIRS):
         step = [
-            _DISTANCE * size * bench.draw(f"kink {k}", i)
-            for i, size in enumerate(sizes)
+            DISTANCE * size * bench.draw(f"kink {k}", i) for i, size in enumerate(sizes)
         ]
         if not k:  # of the first pair all entries move alike
             step = list(map(jnp.abs, step))
@@ -44,10 +44,14 @@ class KinkSamples:
             return None
         return cls([jnp.stack(each) for each in zip(*found, strict=True)])
 
-    def varies(self, leaf: int) -> Any:
-        """Whether any entry of a leaf's exact gradient varies around."""
+    def vary(self, leaf: int, entries: Any) -> Any:
+        """Whether the samples differ in all of these entries of a leaf, and in any."""
         samples = self.samples[leaf]
-        return norm(samples - samples[:1]) > _TOLERANCE * norm(samples)
+        spread = jnp.max(jnp.abs(samples - samples[:1]), axis=0)
+        largest = jnp.max(jnp.abs(samples), axis=0)
+        usual = norm(largest) / max(largest.size, 1) ** 0.5
+        varies = spread > TOLERANCE * jnp.maximum(largest, usual)
+        return jnp.any(varies) & jnp.all(varies | ~entries)
 
     def accepts(self, leaf: int, claimed: Any, exact: Any, disputed: Any) -> Any:
         """Whether a claim lies between the samples where it departs from the exact.
@@ -61,7 +65,7 @@ class KinkSamples:
             low, high = part(samples).min(axis=0), part(samples).max(axis=0)
             largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
             usual = norm(largest) / max(largest.size, 1) ** 0.5
-            slack = _TOLERANCE * jnp.maximum(largest, usual)
+            slack = TOLERANCE * jnp.maximum(largest, usual)
             value = part(claimed)
             between = (value >= low - slack) & (value <= high + slack)
             same = jnp.abs(part(claimed - exact)) <= slack
@@ -70,7 +74,7 @@ class KinkSamples:
         seen = jnp.sum(jnp.real(dispute[None] * samples).reshape(len(samples), -1), 1)
         value = jnp.sum(jnp.real(dispute * claimed))
         spread = seen.max() - seen.min()
-        margin = spread + _TOLERANCE * (jnp.max(jnp.abs(seen)) + jnp.abs(value))
+        margin = spread + TOLERANCE * (jnp.max(jnp.abs(seen)) + jnp.abs(value))
         together = (value >= seen.min() - margin) & (value <= seen.max() + margin)
-        varies = spread > _TOLERANCE * jnp.max(jnp.abs(seen))
+        varies = spread > TOLERANCE * jnp.max(jnp.abs(seen))
         return each & together & varies & all_finite([samples, claimed])

@@ -14,6 +14,9 @@ import numpy as np
 from jax import lax
 
 from gradtest._src import jaxprs
+from gradtest._src.confirmation import LEAST_PART
+from gradtest._src.differences import SWAMPED
+from gradtest._src.traced.directions import AGREES
 from gradtest._src.traced.gaps import (
     ALONG,
     Condition,
@@ -29,7 +32,6 @@ from gradtest._src.traced.slopes import inner, magnitude
 
 Values = list[Any]
 _COARSE, _FINE, _KINK_TOLERANCE = 3e-5, 3e-6, 1e-4
-_SWAMPED, _AGREES, _LEAST_SCALE = 0.05, 1e-5, 1e-6
 
 
 def pushed_conditions(
@@ -186,9 +188,9 @@ class _Pushed:
             scale=separation,
             stops=self.stops,
         )
-        resolved = 3 * slope.error + _SWAMPED * separation <= separation / 2
+        resolved = 3 * slope.error + SWAMPED * separation <= separation / 2
         predicted = inner([finite_part(claimed)], [weight], over)
-        near = 3 * slope.error + _AGREES * separation + self.rtol * jnp.abs(predicted)
+        near = 3 * slope.error + AGREES * separation + self.rtol * jnp.abs(predicted)
         return resolved & (slope.distance(predicted) <= near), resolved
 
     def _by_differences(
@@ -197,7 +199,7 @@ class _Pushed:
         bench, over = self.bench, self.bench.over
         drawn = np.random.Generator(np.random.Philox(k)).standard_normal(claimed.shape)
         weights = self._weights(k, jnp.asarray(drawn, claimed.dtype))
-        least = _LEAST_SCALE * magnitude(self.values, weights, over)
+        least = LEAST_PART * magnitude(self.values, weights, over)
         scale = jnp.maximum(over.total(norm(finite_part(claimed))), least)
         slope = bench.measure(
             tangents, self.values, weights, scale=scale, stops=self.stops
@@ -205,7 +207,7 @@ class _Pushed:
         predicted = inner([finite_part(claimed)], [weights[k]], over)
         allowed = self.rtol * scale + 3 * slope.error
         distance = slope.distance(predicted)
-        swamped = allowed > _SWAMPED * scale
+        swamped = allowed > SWAMPED * scale
         off = distance > allowed
         factor = predicted / jnp.where(slope.value == 0, 1.0, slope.value)
         return off & ~swamped, swamped, distance / scale, allowed / scale, factor

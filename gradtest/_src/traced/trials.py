@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import dataflow, diagnose, jaxprs, seeding
+from gradtest._src.case import MOST_BITS
 from gradtest._src.claims import Claim
 from gradtest._src.execution import SlipError
+from gradtest._src.hand_written import COTANGENT
 from gradtest._src.inputs import Inputs, Point, read_inputs
 from gradtest._src.options import Options
 from gradtest._src.program import Program, Values, trace_program
@@ -29,9 +31,6 @@ from gradtest._src.traced.readings import (
 
 Fn = Callable[..., Any]
 Args = tuple[Any, ...]
-# Of a function of one number: neither 1 nor -1, so that a cotangent can't be forgotten.
-_COTANGENT = -1.75
-_MOST_BITS = 10
 
 
 class _EveryTracer(Mapping[int, int]):
@@ -88,7 +87,7 @@ class Trial:
             generator = seeding.generator(self.options.key, "cotangent", self.trial, i)
             seed = draw(generator, out.shape, out.dtype)
             if self.program.is_scalar:
-                seed = np.full((), 1.0 if plain else _COTANGENT, out.dtype)
+                seed = np.full((), 1.0 if plain else COTANGENT, out.dtype)
             drawn.append(as_varying(jnp.asarray(seed), like[i]))
         if values is None or len(drawn) < 2:
             return drawn
@@ -144,7 +143,7 @@ def _balanced(seed: Any, value: Any) -> Any:
     size = norm(finite_part(value.astype(_accumulated(value.dtype))))
     size = size / max(value.size, 1) ** 0.5
     bits = -jnp.round(jnp.log2(jnp.where(size > 0, size, 1.0)))
-    return (seed * 2.0 ** jnp.clip(bits, -_MOST_BITS, _MOST_BITS)).astype(seed.dtype)
+    return (seed * 2.0 ** jnp.clip(bits, -MOST_BITS, MOST_BITS)).astype(seed.dtype)
 
 
 def trials(
