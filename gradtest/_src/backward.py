@@ -234,6 +234,10 @@ def _finite_finding(
 # --- is there one -----------------------------------------------------------------
 
 
+# What the flow of gradients is asked of.
+IS_LOSS = "`fn` must return one real number, a loss"
+
+
 def judge_flow(backward: Backward) -> list[Finding]:
     """Judges whether each leaf has a gradient that is not zero in every trial.
 
@@ -241,12 +245,7 @@ def judge_flow(backward: Backward) -> list[Finding]:
       TypeError: The function returns something else than one real number.
     """
     traced = backward.program
-    if not traced.is_scalar:
-        outputs = ", ".join(
-            f"{out.name}: {np.dtype(out.dtype).name}{list(out.shape)}"
-            for out in traced.outputs[:4]
-        )
-        raise TypeError(f"`fn` must return one real number, a loss, got {outputs}.")
+    traced.require_scalar(IS_LOSS)
     silent, missing = set(backward.checked), set(backward.checked)
     trouble: Cause | None = None
     for run in backward.runs():

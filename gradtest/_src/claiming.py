@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from gradtest._src import claims as _claims
 from gradtest._src.case import Case
@@ -41,6 +39,7 @@ class Claims:
         return tuple(mode for mode, claim in pairs if claim is not None)
 
 
+_T = TypeVar("_T")
 Claiming = Callable[[Program, Point], Claims]
 
 
@@ -48,48 +47,62 @@ def autodiff_claims(options: Options) -> Claiming:
     """Returns a function that traces what JAX differentiates, in the modes it has."""
 
     def claims(traced: Program, point: Point) -> Claims:
-        found: dict[str, Claim | None] = {"rev": None, "fwd": None}
-        unsupported = []
-        for mode, trace in (
-            ("rev", _claims.reverse_claim),
-            ("fwd", _claims.forward_claim),
-        ):
-            if options.modes is not None and mode not in options.modes:
-                continue
-            try:
-                found[mode] = trace(traced, point, options.variant)
-            except Exception as error:
-                if not is_missing_mode(error):
-                    raise
-                if options.modes is not None:
-                    raise ValueError(
-                        f"`modes` asks for {mode!r}, which the function does not "
-                        f"support: {error}"
-                    ) from error
-                unsupported.append(f"{mode}: {str(error).strip().splitlines()[0]}")
-        if not any(found.values()):
-            raise ValueError(
-                "`fn` has neither reverse-mode nor forward-mode derivatives: "
-                + "; ".join(unsupported)
-            )
-        return Claims(found["rev"], found["fwd"], tuple(unsupported), dtype_findings)
+        at = (traced, point, options.variant)
+        found, lacking = in_each_mode(
+            options.modes,
+            lambda: _claims.reverse_claim(*at),
+            lambda: _claims.forward_claim(*at),
+        )
+        return Claims(found.get("rev"), found.get("fwd"), lacking, dtype_findings)
 
     return claims
+
+
+def in_each_mode(
+    modes: Sequence[str] | None, reverse: Callable[[], _T], forward: Callable[[], _T]
+) -> tuple[dict[str, _T], tuple[str, ...]]:
+    """Returns what is made in each mode that JAX has here, and why it lacks others.
+
+    Args:
+      modes: The modes that are asked for; None for all that there are.
+      reverse: What is done in reverse mode.
+      forward: What is done in forward mode.
+
+    Raises:
+      ValueError: There is no mode, or not one that is asked for.
+    """
+    found: dict[str, _T] = {}
+    lacking = []
+    for mode, make in (("rev", reverse), ("fwd", forward)):
+        if modes is not None and mode not in modes:
+            continue
+        try:
+            found[mode] = make()
+        except Exception as error:
+            if not is_missing_mode(error):
+                raise
+            if modes is not None:
+                raise ValueError(
+                    f"`modes` asks for {mode!r}, which the function does not "
+                    f"support: {error}"
+                ) from error
+            lacking.append(f"{mode}: {str(error).strip().splitlines()[0]}")
+    if not found:
+        raise ValueError(
+            "`fn` has neither reverse-mode nor forward-mode derivatives: "
+            + "; ".join(lacking)
+        )
+    return found, tuple(lacking)
 
 
 def hand_written_claims(grad_fn: Callable[..., Any], options: Options) -> Claiming:
     """Returns a function that traces a hand-written gradient."""
 
     def claims(traced: Program, point: Point) -> Claims:
-        if not traced.is_scalar:
-            described = ", ".join(
-                f"{out.name}: {np.dtype(out.dtype).name}{list(out.shape)}"
-                for out in traced.outputs[:4]
-            )
-            raise TypeError(
-                "`fn` must return one real number to have a gradient, got "
-                f"{described}; use assert_autodiff_matches for other functions."
-            )
+        traced.require_scalar(
+            "`fn` must return one real number to have a gradient",
+            "use assert_autodiff_matches for other functions",
+        )
         argnums = options.argnums if options.argnums is not None else 0
         claim = _claims.hand_written_claim(
             traced, point, grad_fn, argnums, options.variant

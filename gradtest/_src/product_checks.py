@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from gradtest._src.check import Check
 from gradtest._src.claiming import Claiming, Claims, is_missing_mode
 from gradtest._src.claims import Claim, output_seed
@@ -73,20 +71,19 @@ def _claiming(trace: _Tracer, product: Product, options: Options) -> Claiming:
     return claims
 
 
+# What has a Hessian, and what to use where there is none.
+HAS_HESSIAN = (
+    "`fn` must return one real number to have a Hessian",
+    "use assert_jvp_matches for other functions",
+)
+
+
 class HessianCheck(Check):
     """Checks a claim about the gradient of the function, itself taken as a program."""
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
         traced = super()._trace(inputs, point)
-        if not traced.is_scalar:
-            described = ", ".join(
-                f"{out.name}: {np.dtype(out.dtype).name}{list(out.shape)}"
-                for out in traced.outputs[:4]
-            )
-            raise TypeError(
-                "`fn` must return one real number to have a Hessian, got "
-                f"{described}; use assert_jvp_matches for other functions."
-            )
+        traced.require_scalar(*HAS_HESSIAN)
         return traced.gradient(output_seed(traced))
 
     def report(self, assertion: str) -> Report:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradtest._src import execution, jaxprs
 from gradtest._src.devices.replicas import on_replicas
@@ -101,6 +102,24 @@ class Program:
         """Whether the function returns one real number."""
         (*others, first) = self.outputs
         return not others and first.shape == () and not _is_complex(first.dtype)
+
+    def described_outputs(self) -> str:
+        """Names the first results, with dtypes and shapes."""
+        return ", ".join(
+            f"{out.name}: {np.dtype(out.dtype).name}{list(out.shape)}"
+            for out in self.outputs[:4]
+        )
+
+    def require_scalar(self, wanted: str, otherwise: str = "") -> None:
+        """Raises TypeError where the function does not return one real number.
+
+        Args:
+          wanted: What must do so, and for what.
+          otherwise: What to do about other functions.
+        """
+        if not self.is_scalar:
+            rest = otherwise and f"; {otherwise}"
+            raise TypeError(f"{wanted}, got {self.described_outputs()}{rest}.")
 
     def closed_over_values(self, point: Point) -> dict[int, Any]:
         """Returns the values that rules close over, by the `id` of their tracers."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gradtest._src import execution, program
 from gradtest._src.approximation import explain_gaps
@@ -84,15 +83,10 @@ class ParallelCheck(Check):
             role="loss",
             intentions=self.options.expect_differs,
         )
-        if not traced.is_scalar:
-            found = ", ".join(
-                f"{out.name}: {np.dtype(out.dtype).name}{list(out.shape)}"
-                for out in traced.outputs[:4]
-            )
-            raise TypeError(
-                "`loss` must return one real number, the loss of the full batch, got "
-                f"{found}."
-            )
+        traced.require_scalar(
+            "`loss` must return one real number, the loss of the full batch",
+            "reduce it over the batch",
+        )
         return traced
 
     def _claim(self, traced: Program, point: Point) -> Claims:

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from gradtest._src import claims, jaxprs
-from gradtest._src.claiming import hand_written_claims, is_missing_mode
+from gradtest._src.claiming import hand_written_claims, in_each_mode
 from gradtest._src.claims import Claim, trace_claim
 from gradtest._src.execution import SlipError
 from gradtest._src.inputs import Point
 from gradtest._src.linear import FACTOR, ROUNDING
 from gradtest._src.matching import match_results
 from gradtest._src.options import Options
+from gradtest._src.product_checks import HAS_HESSIAN
 from gradtest._src.product_claims import (
     Product,
     hvp_claim,
@@ -53,34 +54,18 @@ def autodiff(fn: Fn, args: Args, options: Options) -> list[Condition]:
     """Conditions of `assert_autodiff_matches`."""
     found: list[Condition] = []
     for at in trials(fn, args, options):
-        found += autodiff_conditions(at, options)
+        found += autodiff_conditions(at)
         if options.order > 1:
             found += _second_order(at.gradient(), options)
     return found
 
 
-def autodiff_conditions(at: Trial, options: Options) -> list[Condition]:
+def autodiff_conditions(at: Trial) -> list[Condition]:
     """Conditions of what JAX differentiates, in every mode asked for that there is."""
-    found: list[Condition] = []
-    missing: list[str] = []
-    for mode in options.modes or ("rev", "fwd"):
-        try:
-            found += _reverse(at) if mode == "rev" else _forward(at)
-        except Exception as error:
-            if not is_missing_mode(error):
-                raise
-            if options.modes is not None:
-                raise ValueError(
-                    f"`modes` asks for {mode!r}, which the function does not support: "
-                    f"{error}"
-                ) from error
-            missing.append(f"{mode}: {str(error).strip().splitlines()[0]}")
-    if len(missing) == 2:
-        raise ValueError(
-            "`fn` has neither reverse-mode nor forward-mode derivatives: "
-            + "; ".join(missing)
-        )
-    return found
+    found, _ = in_each_mode(
+        at.options.modes, lambda: _reverse(at), lambda: _forward(at)
+    )
+    return [condition for conditions in found.values() for condition in conditions]
 
 
 def _reverse(at: Trial, **settings: Any) -> list[Condition]:
@@ -151,12 +136,7 @@ def hvp(fn: Fn, product: Product, args: Args, options: Options) -> list[Conditio
     """Conditions of `assert_hvp_matches`."""
     found: list[Condition] = []
     for at in trials(fn, args, options):
-        if not at.program.is_scalar:
-            raise TypeError(
-                "`fn` must return one real number to have a Hessian, got "
-                f"{', '.join(out.name for out in at.program.outputs[:4])}; use "
-                "assert_jvp_matches for other functions."
-            )
+        at.program.require_scalar(*HAS_HESSIAN)
         second = at.gradient()
         seed = second.cotangents()
         claim = _slipping(hvp_claim, second, product, seed)

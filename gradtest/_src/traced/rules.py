@@ -132,7 +132,7 @@ def _audit_at(call: Call, operands: list[Any], options: Options) -> list[Conditi
     broken = ~jnp.all(jnp.stack([~jnp.any(jnp.isnan(at[i])) for i in moving]))
     return [
         dataclasses.replace(c, wrong=c.wrong & ~broken, open=c.open & ~broken)
-        for c in autodiff_conditions(trial, own)
+        for c in autodiff_conditions(trial)
     ]
 
 

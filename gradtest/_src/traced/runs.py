@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import closeness, execution
+from gradtest._src.backward import IS_LOSS
 from gradtest._src.flow import routes_to_inputs
 from gradtest._src.inputs import Leaf
 from gradtest._src.options import Options
@@ -85,9 +86,7 @@ def flow(fn: Callable[..., Any], args: Args, options: Options) -> list[Condition
     usable: dict[str, Any] = {}
     says: dict[str, str] = {}
     for run in _runs(fn, args, options):
-        if not run.program.is_scalar:
-            outputs = ", ".join(out.name for out in run.program.outputs[:4])
-            raise TypeError(f"`fn` must return one real number, a loss, got {outputs}.")
+        run.program.require_scalar(IS_LOSS)
         routes = routes_to_inputs(run.program.jaxpr)
         names = [leaf.name for leaf in run.program.inputs.moving]
         defined = all_finite(run.values)
