@@ -7,6 +7,8 @@ import enum
 import math
 from typing import Any
 
+import numpy as np
+
 
 class Verdict(enum.Enum):
     """The outcome of a check; `worst` orders them."""
@@ -52,11 +54,34 @@ class Cause:
       name: Stable name of the cause, such as "sign flipped".
       says: One clause with the evidence in numbers.
       remedy: One clause that says what to do next.
+      likelihood: How far the numbers bear it out, from 0 to 1.
     """
 
     name: str
     says: str
     remedy: str
+    likelihood: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The line of source at which a claimed derivative parts from the true one.
+
+    Attributes:
+      file: The path of the file.
+      number: The line's number in it, from 1.
+      function: The function that the line stands in.
+      code: The line itself, without its indentation; empty where it can't be read.
+      says: One clause with the evidence.
+      likelihood: How far the numbers bear it out, from 0 to 1.
+    """
+
+    file: str
+    number: int
+    function: str = ""
+    code: str = ""
+    says: str = ""
+    likelihood: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +156,9 @@ class Finding:
       judged_by: "exact" or "measured": what the claim was compared with.
       entry: Where claim and truth differ most.
       approximation: The evidence that a gap is an approximation.
-      cause: What is probably wrong.
+      cause: What is probably wrong: the likeliest cause.
+      other_causes: What else fits the numbers, the likelier first.
+      line: Where in the source the claim parts from the truth, as far as known.
       notes: What else is to be known: a kink, a widened allowance.
       check: What was looked at: "derivative", "value", "linear", "vmap", ...
       rule: The custom rule that was looked at by itself, if any.
@@ -155,6 +182,8 @@ class Finding:
     notes: tuple[str, ...] = ()
     check: str = "derivative"
     rule: Rule | None = None
+    other_causes: tuple[Cause, ...] = ()
+    line: Line | None = None
 
     @property
     def strain(self) -> float:
@@ -169,6 +198,52 @@ class Finding:
         if self.verdict is Verdict.INCONCLUSIVE:
             return math.inf
         return self.approximation.seen if self.approximation else self.allowed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ladder:
+    """Slopes along one direction at many steps: how a difference sees two gradients.
+
+    Attributes:
+      steps: Lengths of the steps: float64[n], falling.
+      slopes: Central differences of the value at each step: float64[n].
+      noise: What rounding does to each of the slopes, estimated: float64[n].
+      claimed: The slope that the claim has along the direction.
+      true: The slope that is true.
+      remainders: |f(x + hv) - f(x) - h (claimed slope)| at each step: float64[n].
+      true_remainders: The same of the true slope.
+    """
+
+    steps: np.ndarray
+    slopes: np.ndarray
+    noise: np.ndarray
+    claimed: float
+    true: float
+    remainders: np.ndarray
+    true_remainders: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exhibit:
+    """What a failed check keeps of one leaf, to look at and to draw.
+
+    Attributes:
+      name: The leaf's path in the user's names.
+      claimed: The claimed derivative: float64 or complex128.
+      true: The true one, of the same shape; None where it is not known by entries.
+      mode: "rev" or "fwd".
+      order: Order of the derivative.
+      rule: The custom rule that was looked at by itself, if any.
+      ladder: Slopes along a direction of this leaf; None where none were measured.
+    """
+
+    name: str
+    claimed: np.ndarray
+    true: np.ndarray | None
+    mode: str = "rev"
+    order: int = 1
+    rule: Rule | None = None
+    ladder: Ladder | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +266,10 @@ class Report:
       rules: The custom rules that were audited.
       hint: What to write where a rule differs on purpose; empty where none does.
       found_in: Which processes of a job found it, where not all of them did.
+      environment: Versions and settings that the check ran with, as (name, value).
+      exhibits: Arrays of the leaves that did not pass; a report that is read back
+        from JSON has none.
+      inputs: The arguments at the point of the failed trial, by leaf, for replaying.
     """
 
     assertion: str
@@ -208,6 +287,13 @@ class Report:
     rules: tuple[Rule, ...] = ()
     hint: str = ""
     found_in: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
+    exhibits: tuple[Exhibit, ...] = dataclasses.field(
+        default=(), compare=False, repr=False
+    )
+    inputs: tuple[tuple[str, Any], ...] = dataclasses.field(
+        default=(), compare=False, repr=False
+    )
 
     def __str__(self) -> str:
         from gradtest._src.report import text

@@ -14,6 +14,7 @@ import jax
 
 from gradtest._src import seeding, variants
 from gradtest._src.devices import homes
+from gradtest._src.environment import environment
 from gradtest._src.findings import Cause, Finding, Gap, Report, Verdict
 from gradtest._src.job import agreement as processes
 from gradtest._src.options import Options
@@ -103,9 +104,10 @@ def reported(
         try:
             check = make_check(options)
             processes.meet()  # before anything runs that spans processes
-            return check.report(name)
+            report = check.report(name)
         except homes.NoHomeError as error:
-            return _without_float64(name, _name(fn), options, error)
+            report = _without_float64(name, _name(fn), options, error)
+    return dataclasses.replace(report, environment=environment())
 
 
 @contextlib.contextmanager
