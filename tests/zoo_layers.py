@@ -20,7 +20,7 @@ def _inverse_rms(x: jax.Array) -> jax.Array:
     return jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + _EPSILON)
 
 
-@broken("dropped term", _batch_and_scale, "different")
+@broken("dropped term", _batch_and_scale, "missing term")
 def rms_norm_without_projection(right: bool) -> Rule:
     """What flows back through the norm itself is forgotten."""
 
@@ -41,7 +41,7 @@ def rms_norm_without_projection(right: bool) -> Rule:
     return with_vjp(rms_norm, fwd, bwd)
 
 
-@broken("wrong for batches above 1", _batch_and_scale, "different",
+@broken("wrong for batches above 1", _batch_and_scale, "missing sum",
         looks_right_at=lambda: (normal(0, 1, 8), 1 + normal(1, 8) / 4))  # fmt: skip
 def rms_norm_scale_of_the_first_row(right: bool) -> Rule:
     """The scale's cotangent is that of one row of the batch."""
@@ -63,7 +63,7 @@ def rms_norm_scale_of_the_first_row(right: bool) -> Rule:
     return with_vjp(rms_norm, fwd, bwd)
 
 
-@broken("dropped term", _batch, "different")
+@broken("dropped term", _batch, "missing term")
 def layer_norm_without_the_mean(right: bool) -> Rule:
     """The cotangent is projected off the direction, and not off the constant."""
 
@@ -89,7 +89,7 @@ def layer_norm_without_the_mean(right: bool) -> Rule:
     return with_vjp(layer_norm, fwd, bwd)
 
 
-@broken("statistics taken for constants", _batch, "different")
+@broken("statistics taken for constants", _batch, "missing term")
 def batch_norm_with_constant_statistics(right: bool) -> Rule:
     """In training mode the mean and the variance depend on the batch as well."""
 
@@ -108,7 +108,7 @@ def batch_norm_with_constant_statistics(right: bool) -> Rule:
     return with_vjp(batch_norm, fwd, bwd)
 
 
-@broken("dropped term", lambda: (normal(0, 5, 4), normal(1, 5, 4)), "different")
+@broken("dropped term", lambda: (normal(0, 5, 4), normal(1, 5, 4)), "missing term")
 def swiglu_without_the_slope_of_its_sigmoid(right: bool) -> Rule:
     """The gate's own factor is counted, its sigmoid's slope is not."""
 
@@ -129,7 +129,8 @@ def swiglu_without_the_slope_of_its_sigmoid(right: bool) -> Rule:
     return with_vjp(swiglu, fwd, bwd)
 
 
-@broken("swapped residuals", lambda: (normal(0, 5, 4), normal(1, 5, 4)), "different")
+@broken("swapped residuals", lambda: (normal(0, 5, 4), normal(1, 5, 4)),
+        "operands swapped")  # fmt: skip
 def swiglu_with_swapped_residuals(right: bool) -> Rule:
     """The backward pass unpacks what the forward kept in the other order."""
 
@@ -167,7 +168,7 @@ def bilinear_gate_with_swapped_cotangents(right: bool) -> Rule:
     return with_vjp(gated, fwd, bwd)
 
 
-@broken("another function's derivative", _batch, "different", "some entries wrong")
+@broken("another function's derivative", _batch, "wrong slope")
 def tanh_gelu_with_the_exact_slope(right: bool) -> Rule:
     """The forward pass is the approximation, the backward pass is exact: 1e-3 off."""
     root = (2 / jnp.pi) ** 0.5
@@ -186,7 +187,7 @@ def tanh_gelu_with_the_exact_slope(right: bool) -> Rule:
     return with_vjp(gelu, lambda x: (gelu(x), x), bwd)
 
 
-@broken("wrong on one side only", _batch, "some entries wrong")
+@broken("wrong on one side only", _batch, "wrong on one branch")
 def leaky_relu_with_a_squared_slope(right: bool) -> Rule:
     """The negative side is scaled in the forward pass and twice in the backward."""
 
@@ -199,7 +200,7 @@ def leaky_relu_with_a_squared_slope(right: bool) -> Rule:
     return with_vjp(leaky_relu, lambda x: (leaky_relu(x), x), bwd)
 
 
-@broken("clipped entries only", _batch, "some entries wrong",
+@broken("clipped entries only", _batch, "wrong on one branch",
         looks_right_at=lambda: (normal(0, 6, 8) / 8,))  # fmt: skip
 def clip_that_leaks_outside(right: bool) -> Rule:
     """Entries outside of the bounds get the cotangent too."""
@@ -250,7 +251,7 @@ def dense_with_a_transposed_weight(right: bool) -> Rule:
     return _dense_rule(right, "transposed")
 
 
-@broken("wrong transpose", _dense_args, "different")
+@broken("wrong transpose", _dense_args, "transposed")
 def dense_that_does_not_transpose_its_kernel(right: bool) -> Rule:
     """The input's cotangent goes through the kernel in the forward direction."""
     return _dense_rule(right, "untransposed")
@@ -268,7 +269,7 @@ def dense_with_the_mean_of_the_bias(right: bool) -> Rule:
     return _dense_rule(right, "mean")
 
 
-@broken("wrong for batches above 1", _dense_args, "different",
+@broken("wrong for batches above 1", _dense_args, "missing sum",
         looks_right_at=lambda: (normal(0, 1, 4), _dense_args()[1]))  # fmt: skip
 def dense_with_the_first_row_of_the_kernel(right: bool) -> Rule:
     """The kernel's cotangent sees one example of the batch."""
@@ -280,8 +281,8 @@ def _column() -> jax.Array:
     return 1.5 + normal(3, 5, 1) ** 2
 
 
-@broken("missing sum over a broadcast axis",
-        lambda: (normal(0, 5, 8), _column()), "different")  # fmt: skip
+@broken("missing sum over a broadcast axis", lambda: (normal(0, 5, 8), _column()),
+        "missing sum")  # fmt: skip
 def scaled_rows_without_the_sum(right: bool) -> Rule:
     """A column was broadcast over the features; only the first of them counts."""
 

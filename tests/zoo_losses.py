@@ -73,7 +73,7 @@ def _scores_and_targets() -> Args:
     return normal(0, 8), integers(1, 2, 8)
 
 
-@broken("positive examples only", _scores_and_targets, "some entries wrong")
+@broken("positive examples only", _scores_and_targets, "wrong on one branch")
 def weighted_binary_loss_without_its_weight(right: bool) -> Rule:
     """The weight of positive examples is in the value alone."""
 
@@ -94,7 +94,7 @@ def weighted_binary_loss_without_its_weight(right: bool) -> Rule:
 
 
 @broken("outside of the quadratic part only", lambda: (3 * normal(0, 12),),
-        "some entries wrong", looks_right_at=lambda: (normal(0, 12) / 8,))  # fmt: skip
+        "wrong on one branch", looks_right_at=lambda: (normal(0, 12) / 8,))  # fmt: skip
 def huber_loss_with_a_unit_slope(right: bool) -> Rule:
     """The outer slope is delta, and 1 only where delta is."""
     delta = 1.5
@@ -141,7 +141,7 @@ def _rows() -> Args:
     return (normal(0, 4, 6),)
 
 
-@broken("dropped term", _rows, "different")
+@broken("dropped term", _rows, "missing term")
 def unit_rows_without_projection(right: bool) -> Rule:
     """The length is taken for a constant."""
 
@@ -159,7 +159,7 @@ def unit_rows_without_projection(right: bool) -> Rule:
     return with_vjp(unit, fwd, bwd)
 
 
-@broken("unnormalised residual", _rows, "different")
+@broken("unnormalised residual", _rows, "factor by rows")
 def log_sum_exp_with_unnormalised_weights(right: bool) -> Rule:
     """The weights are exp(x - max), which do not add up to 1."""
 
@@ -203,14 +203,15 @@ def masked_mean_over_the_padded_length(right: bool) -> Rule:
     return _masked_mean_rule(right, "count")
 
 
-@broken("padded entries only", _values_and_mask, "some entries wrong",
+@broken("padded entries only", _values_and_mask, "padded entries get gradient",
         looks_right_at=lambda: (normal(0, 9), jnp.ones(9, bool)))  # fmt: skip
 def masked_mean_that_leaks_into_the_padding(right: bool) -> Rule:
     """Padded entries get a gradient."""
     return _masked_mean_rule(right, "mask")
 
 
-@broken("an output's cotangent ignored", lambda: (normal(0, 7),), "different")
+@broken("an output's cotangent ignored", lambda: (normal(0, 7),),
+        "missing term", "dropped term")  # fmt: skip
 def moments_that_ignore_the_second(right: bool) -> Rule:
     """One of two outputs sends nothing back."""
 
@@ -225,7 +226,7 @@ def moments_that_ignore_the_second(right: bool) -> Rule:
     return with_vjp(moments, lambda x: (moments(x), x), bwd)
 
 
-@broken("an output's cotangent ignored", _rows, "different")
+@broken("an output's cotangent ignored", _rows, "dropped term")
 def routing_that_ignores_its_weights(right: bool) -> Rule:
     """The outputs are a dict; the loss through the auxiliary one is lost."""
 
@@ -248,7 +249,7 @@ def _cubed(rule: Rule) -> Fn:
     return lambda x: rule(x, 3)
 
 
-@broken("static argument", lambda: (normal(0, 5),), "different", program=_cubed)
+@broken("static argument", lambda: (normal(0, 5),), "extra factor", program=_cubed)
 def power_with_the_old_exponent(right: bool) -> Rule:
     """The exponent is a `nondiff_argnums` argument, and not lowered by 1."""
 
@@ -281,7 +282,7 @@ def _complex_dense() -> Args:
     return tuple(normal(s, 3, 3, dtype=jnp.complex64) for s in (0, 1))
 
 
-@broken("conjugate", _complex_dense, "different")
+@broken("conjugate", _complex_dense, "conjugate")
 def complex_dense_with_the_adjoint(right: bool) -> Rule:
     """The transpose is wanted, not the conjugate transpose."""
 

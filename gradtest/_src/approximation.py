@@ -20,12 +20,14 @@ import numpy as np
 
 from gradtest._src import execution, jaxprs
 from gradtest._src.case import Case, norm
-from gradtest._src.findings import Approximation, Finding, Gap, Verdict
+from gradtest._src.diagnosis.later import explain_leaves
+from gradtest._src.findings import Approximation, Finding, Gap, Verdict, worst
 from gradtest._src.kit import pushforward
 from gradtest._src.lifting import Evaluator, Recorder
 from gradtest._src.program import Values, derivative
 
 _MOST_CONSTANTS = 64
+_RETRACED = "traced in float64"
 
 Judge = Callable[[Case], list[Finding]]
 
@@ -70,6 +72,19 @@ def explain_gaps(
             allowed = min(bound, 3 * part + case.rtol)
             if part and found[i].size <= allowed:
                 found[i] = _passed(found[i], allowed, allowed, literals=part)
+    return _explained(case, found)
+
+
+def _explained(case: Case, findings: list[Finding]) -> list[Finding]:
+    """Looks closely at what stays wrong, as it was judged last."""
+    if worst(finding.verdict for finding in findings) is not Verdict.FAIL:
+        return findings
+    found = explain_leaves(case.later, findings)
+    again = [k for k, f in enumerate(findings) if _RETRACED in f.notes]
+    if again and case.retraced is not None:
+        closely = explain_leaves(case.retraced.later, findings)
+        for k in again:
+            found[k] = closely[k]
     return found
 
 
@@ -77,7 +92,7 @@ def _traced_anew(finding: Finding, judged: Finding) -> Finding:
     """Tells a failure by the numbers without the rounding of constants in them."""
     note = f"as computed for {finding.dtype} the gap is {finding.size:.3g}"
     return dataclasses.replace(
-        judged, dtype=finding.dtype, notes=(*judged.notes, "traced in float64", note)
+        judged, dtype=finding.dtype, notes=(*judged.notes, _RETRACED, note)
     )
 
 
@@ -89,6 +104,7 @@ def _passed(
         verdict=Verdict.PASS,
         allowed=allowed,
         cause=None,
+        other_causes=(),
         entry=None,
         approximation=Approximation(finding.size, seen, **evidence),
     )

@@ -18,8 +18,19 @@ from gradtest._src.lifting import widen
 from gradtest._src.program import Values
 from gradtest._src.truth import Readings
 
-# Causes that name no pattern.
-_UNNAMED = ("different", "some entries wrong")
+# Causes that a term by itself may show better.
+_UNNAMED = (
+    "different",
+    "some entries wrong",
+    "wrong at ties",
+    "second order only",
+    "dropped term",
+    "missing term",
+    "extra term",
+    "factor in a term",
+    "sign flipped in a term",
+    "wrong slope",
+)
 _MOST_READ = 32
 
 
@@ -47,7 +58,7 @@ def explain_blocks(case: Case, findings: list[Finding]) -> list[Finding]:
             cause = _ADJOINT
         cause = cause or _wrong_block(case, blocks, i)
         if cause is not None:
-            found[k] = dataclasses.replace(found[k], cause=cause)
+            found[k] = dataclasses.replace(found[k], cause=cause, other_causes=())
     return found
 
 

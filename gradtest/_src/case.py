@@ -13,6 +13,7 @@ import numpy as np
 
 from gradtest._src import differences, seeding
 from gradtest._src.claims import Claim
+from gradtest._src.diagnosis.later import Later
 from gradtest._src.differences import Slope
 from gradtest._src.inputs import Leaf, Point
 from gradtest._src.lifting import widen
@@ -43,6 +44,7 @@ class Case:
       point: Values of the leaves.
       rtol: Allowed relative formula gap.
       key: The key of the check, and `trial` the trial's number: they fix every draw.
+      later: What is still to be asked of the causes of its wrong leaves.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Case:
         self.key = key
         self.trial = trial
         self._retrace = retrace
+        self.later: Later = {}
         self.seed = self._draw_seed()
         self.bench = Bench(
             program, claim, point, self.seed, forward=forward, works=works
@@ -261,7 +264,7 @@ class Case:
           weights: Cotangents of the outputs, in place of the case's own.
         """
         return differences.measure_slope(
-            self._line(directions, overrun=overrun),
+            self.line(directions, overrun=overrun),
             self.weights if weights is None else weights,
             scale=scale,
             base=self.readings.values,
@@ -272,11 +275,11 @@ class Case:
         self, directions: Mapping[int, np.ndarray], step: float
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns each output's slopes from -step to 0 and from 0 to step."""
-        line, here = self._line(directions), self.readings.values
+        line, here = self.line(directions), self.readings.values
         ends = zip(line(-step), here, line(step), strict=True)
         return [((at - low) / step, (high - at) / step) for low, at, high in ends]
 
-    def _line(
+    def line(
         self, directions: Mapping[int, np.ndarray], *, overrun: int = 0
     ) -> differences.Line:
         """Returns the values along directions of some leaves, the others at rest."""

@@ -23,6 +23,14 @@ _UNITS_IN_THE_LAST_PLACE = 128
 _COARSEST_RTOL = 1 / 16
 # An entry stands out as wrong from about 100 times this part of itself.
 _FINEST_PATTERN = 1e-3
+# Of how many wrong leaves the cause is looked for, those farthest off.
+_MOST_EXPLAINED = 48
+_UNNAMED = Cause(
+    "different",
+    "it is not the reference's",
+    "see first to the leaves that are farther off",
+    0.3,
+)
 _FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
 
@@ -204,15 +212,39 @@ class _Judge:
     def __init__(self, pairs: Sequence[tuple[Leaf, Leaf]], rtol: float | None):
         self._pairs = pairs
         self._rtol = rtol
-        self._sizes = [_root_mean_square(_float64(r)) for _, r in pairs]
+        self._scene = diagnose.Scene(names=tuple(c.name for c, _ in pairs))
+        self._claimed = [_float64(c) for c, _ in pairs]
+        self._reference = [_float64(r) for _, r in pairs]
+        sizes = [_root_mean_square(reference) for reference in self._reference]
+        self._largest = max((s for s in sizes if np.isfinite(s)), default=0.0)
 
     def findings(self) -> list[Finding]:
         """Returns the verdict on every pair."""
-        return [self._judge(i) for i in range(len(self._pairs))]
+        found = [self._judge(i) for i in range(len(self._pairs))]
+        wrong = [i for i, finding in enumerate(found) if finding.cause is _UNNAMED]
+        wrong.sort(key=lambda i: -found[i].strain)
+        for i in wrong[:_MOST_EXPLAINED]:
+            found[i] = self._explained(i, found[i])
+        return found
+
+    def _explained(self, i: int, finding: Finding) -> Finding:
+        """Names what is wrong with a leaf.
+
+        All leaves are looked at, for a gradient may stand at another leaf's place.
+        """
+        rtol, _ = self._allowances(i, is_zero=False)
+        cause, *others = diagnose.leaf_causes(
+            self._claimed,
+            self._reference,
+            i,
+            min(rtol, _FINEST_PATTERN),
+            max(diagnose.FIT, rtol / 8),  # half precision rounds a pattern too
+            self._scene,
+        )
+        return dataclasses.replace(finding, cause=cause, other_causes=tuple(others))
 
     def _judge(self, i: int) -> Finding:
-        one, other = self._pairs[i]
-        claimed, reference = _float64(one), _float64(other)
+        claimed, reference = self._claimed[i], self._reference[i]
         rtol, floor = self._allowances(i, is_zero=not reference.any())
         if not np.isfinite(claimed).all():
             return self._not_finite(i, Verdict.FAIL, claimed, "claimed", rtol)
@@ -223,17 +255,9 @@ class _Judge:
         gap = leaf_gap(claimed, reference, rtol=rtol, floor=floor)
         if not gap.is_exceeded:
             return self._finding(i, Verdict.PASS, size=gap.size, allowed=gap.allowed)
-        # All leaves, for a gradient may stand at another leaf's place.
-        cause = diagnose.leaf_cause(
-            [_float64(c) for c, _ in self._pairs],
-            [_float64(r) for _, r in self._pairs],
-            i,
-            min(rtol, _FINEST_PATTERN),
-            max(diagnose.FIT, rtol / 8),  # half precision rounds a pattern too
-        )
         return self._finding(
             i, Verdict.FAIL, size=gap.size, allowed=gap.allowed, entry=gap.entry,
-            cause=cause,
+            cause=_UNNAMED,
         )  # fmt: skip
 
     def _allowances(self, i: int, *, is_zero: bool) -> tuple[float, float]:
@@ -241,9 +265,8 @@ class _Judge:
         eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in self._pairs[i])
         rtol, noise, noise_beside_zero = allowances(eps)
         noise = noise_beside_zero if is_zero else noise
-        largest = max((size for size in self._sizes if np.isfinite(size)), default=0.0)
         count = np.prod(self._pairs[i][0].shape)
-        return self._rtol or rtol, noise * largest * float(count) ** 0.5
+        return self._rtol or rtol, noise * self._largest * float(count) ** 0.5
 
     def _not_finite(
         self, i: int, verdict: Verdict, values: np.ndarray, whose: str, rtol: float
@@ -251,7 +274,7 @@ class _Judge:
         bad = ~np.isfinite(values)
         kind = "NaN" if np.isnan(values).any() else "infinite"
         index = tuple(int(n) for n in np.argwhere(bad)[0])
-        claimed, reference = (_float64(leaf)[index] for leaf in self._pairs[i])
+        claimed, reference = (a[index] for a in (self._claimed[i], self._reference[i]))
         cause = Cause(
             f"{kind} gradient" if whose == "claimed" else f"{kind} reference",
             f"{int(bad.sum())} of {bad.size} entries of `{whose}` are {kind}",

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
-from gradtest._src.case import Case, norm, pair
+from gradtest._src.case import Case, norm, pair, pair_all
 from gradtest._src.confirmation import (
     Confirmation,
     confirm,
@@ -22,8 +22,9 @@ from gradtest._src.confirmation import (
     scale_of,
 )
 from gradtest._src.conventions import Convention, convention
+from gradtest._src.diagnosis.questions import scene_of
 from gradtest._src.differences import SETTLED_PART, SWAMPED, Slope
-from gradtest._src.findings import Entry, Finding, Verdict
+from gradtest._src.findings import Cause, Entry, Finding, Verdict
 from gradtest._src.gaps import LeafGap, as_number, leaf_gap
 from gradtest._src.kinks import NearbyGradients, sample_nearby
 from gradtest._src.locate import locate_entry, measured_gradient
@@ -32,6 +33,8 @@ from gradtest._src.symmetric import is_right_for_symmetric
 
 # How many directions judge where differences alone can.
 _DIRECTIONS = 3
+# How many leaves in dispute are measured one by one.
+_MOST_ALONE = 48
 
 
 class FormulaJudge:
@@ -128,7 +131,10 @@ class FormulaJudge:
     def _judge_sound(self) -> dict[int, Finding]:
         gaps = {i: self._gap(i) for i in range(len(self.claimed))}
         suspects = [i for i, gap in gaps.items() if gap.is_exceeded]
-        found = {i: self._judge_suspect(i, gaps[i]) for i in suspects}
+        suspects.sort(key=lambda i: -gaps[i].size)
+        alone, others = suspects[:_MOST_ALONE], suspects[_MOST_ALONE:]
+        found = {i: self._judge_suspect(i, gaps[i]) for i in alone}
+        found |= self._judge_together(others, gaps)
         trusted = list(self.reference)
         for i in suspects:
             trusted[i] = self.claimed[i]
@@ -255,11 +261,26 @@ class FormulaJudge:
         if measured is not None:
             truth = [*self.claimed[:i], measured, *self.claimed[i + 1 :]]
             entry = leaf_gap(self.claimed[i], measured, rtol=case.rtol, floor=0).entry
-            cause = diagnose.leaf_cause(self.claimed, truth, i, 1e-6)
+            cause = self._cause(truth, i, 1e-6)
         else:
             entry = locate_entry(case, i, self.claimed[i])
             cause = diagnose.slope_cause(self.claimed[i], claimed, slope.value)
         return self._finding(i, Verdict.FAIL, cause=cause, entry=entry, **gap)
+
+    def _cause(self, truth: list[np.ndarray], i: int, rtol: float) -> Cause:
+        """Names a cause at first sight; what it takes to look closer is put off."""
+
+        def closely() -> tuple[Cause, ...]:
+            return diagnose.leaf_causes(self.claimed, truth, i, rtol, scene=self._scene)
+
+        cause = diagnose.at_first_sight(self.claimed, truth, i, rtol)
+        place = (self.case.claim.mode, self.case.leaves[i].name)
+        self.case.later[place] = cause, closely
+        return cause
+
+    @functools.cached_property
+    def _scene(self) -> diagnose.Scene:
+        return scene_of(self.case)
 
     def _symmetric_pass(self, i: int) -> Finding:
         return self._finding(
@@ -302,13 +323,7 @@ class FormulaJudge:
         if self._is_right_for_symmetric(i):
             return self._symmetric_pass(i)
         difference = self.claimed[i] - self.reference[i]
-        generator = seeding.generator(
-            case.key, "dispute", case.trial, case.leaves[i].name
-        )
-        # Random sizes, and signs that set the two predictions as far apart as can be.
-        sizes = case.sizes[i] * (0.5 + generator.random(difference.shape))
-        safe = np.where(difference == 0, 1, np.abs(difference))
-        direction = sizes * gap.disputed * np.conj(difference) / safe
+        direction = self._disputing(i, gap)
         separation = pair(difference, direction)
         slope = case.measure({i: direction}, separation)
         if slope.is_kink:
@@ -334,6 +349,47 @@ class FormulaJudge:
             return self._judge_leaf(i)
         return self._departs(i, direction, slope, tolerance)
 
+    def _judge_together(
+        self, leaves: list[int], gaps: dict[int, LeafGap]
+    ) -> dict[int, Finding]:
+        """Judges many suspects by one slope, along all their entries in dispute.
+
+        Where it is not what the reference predicts, each is judged by itself.
+        """
+        plain = [
+            i
+            for i in leaves
+            if i not in self.faint and not self._is_right_for_symmetric(i)
+        ]
+        directions = {i: self._disputing(i, gaps[i]) for i in plain}
+        differences = [self.claimed[i] - self.reference[i] for i in range(len(gaps))]
+        separation = pair_all(differences, directions)
+        found: dict[int, Finding] = {}
+        if plain and self.exact is not None:
+            slope = self.case.measure(directions, separation)
+            tolerance = 3 * slope.error + SWAMPED * separation
+            predicted = pair_all(self.reference, directions)
+            is_clear = not slope.is_kink and tolerance <= separation / 2
+            if is_clear and slope.distance(predicted) <= tolerance:
+                found = {i: self._wrong(i, gaps[i]) for i in plain}
+        rest = [i for i in leaves if i not in found]
+        return found | {i: self._judge_suspect(i, gaps[i]) for i in rest}
+
+    def _disputing(self, i: int, gap: LeafGap) -> np.ndarray:
+        """Draws a direction along a leaf's entries in dispute.
+
+        Of random sizes, and of signs that set the two predictions as far apart as can
+        be.
+        """
+        case = self.case
+        difference = self.claimed[i] - self.reference[i]
+        generator = seeding.generator(
+            case.key, "dispute", case.trial, case.leaves[i].name
+        )
+        sizes = case.sizes[i] * (0.5 + generator.random(difference.shape))
+        safe = np.where(difference == 0, 1, np.abs(difference))
+        return sizes * gap.disputed * np.conj(difference) / safe
+
     def _rounding_explains(self, i: int) -> bool:
         """Whether float64 itself may have set claim and exact derivative apart."""
         if self.exact is None:
@@ -348,9 +404,7 @@ class FormulaJudge:
         )
 
     def _wrong(self, i: int, gap: LeafGap, **extra: object) -> Finding:
-        cause = extra.get("cause") or diagnose.leaf_cause(
-            self.claimed, self.reference, i, self.case.rtol
-        )
+        cause = extra.get("cause") or self._cause(self.reference, i, self.case.rtol)
         fields = {
             "size": gap.size,
             "allowed": gap.allowed,
@@ -373,7 +427,7 @@ class FormulaJudge:
             gap = leaf_gap(
                 self.claimed[i], truth[i], rtol=self.case.rtol, floor=self.floors[i]
             )
-            cause = diagnose.leaf_cause(self.claimed, truth, i, self.case.rtol)
+            cause = self._cause(truth, i, self.case.rtol)
             return self._wrong(i, gap, cause=cause, notes=(_KINK_NOTE,))
         if gap.is_exceeded and not nearby.accepts_together(i, self.claimed[i]):
             return self._wrong(i, gap, cause=diagnose.TIES)
@@ -404,7 +458,7 @@ class FormulaJudge:
             size=np.inf,
             allowed=self.case.rtol,
             entry=Entry(index, as_number(claimed[index]), truth),
-            cause=diagnose.not_finite(claimed),
+            cause=diagnose.not_finite(claimed, self._scene),
         )
 
     def _finding(self, i: int, verdict: Verdict, **fields: object) -> Finding:

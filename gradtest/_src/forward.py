@@ -7,11 +7,13 @@ say it again for each of them. `pushed` judges forward mode where it is alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from gradtest._src import diagnose
 from gradtest._src.case import Case, norm, pair
+from gradtest._src.diagnosis.questions import Questions, forward_scene
 from gradtest._src.differences import Slope, magnitude, weighted
 from gradtest._src.findings import Cause, Finding, Verdict
 from gradtest._src.gaps import leaf_gap
@@ -23,6 +25,8 @@ from gradtest._src.pushed import norm_all
 _IDENTITY = 1e-9
 _ROUNDING = 1e-14
 _UNSURE = 1e-4
+# Terms of more leaves than these are not looked at one by one.
+_MOST_LEAVES = 8
 
 
 def judge_beside_reverse(case: Case) -> list[Finding]:
@@ -51,7 +55,8 @@ def judge_beside_reverse(case: Case) -> list[Finding]:
     if not gap <= allowed * scale + rounding:
         leaf = _guilty_leaf(case)
         size = gap / scale if scale else np.inf
-        return [_finding(case, leaf, Verdict.FAIL, size, allowed, _MODES_DISAGREE)]
+        cause = _which_mode(case)
+        return [_finding(case, leaf, Verdict.FAIL, size, allowed, cause)]
     if not case.program.is_scalar:
         found = _judge_tangents(case, slopes, case.tangents, scale)
         symmetric = [case.symmetric(i, t) for i, t in tangents.items()]
@@ -93,11 +98,58 @@ def _judge_outputs(case: Case, claimed: Values, slope: Slope) -> Finding | None:
     for output, c, m in zip(case.program.outputs, claimed, slope.outputs, strict=True):
         gap = leaf_gap(c, m, rtol=allowed, floor=max(1e-9 * scale, 3 * slope.error))
         if norm(c - m) > gap.allowed * max(norm(m), 1e-300) + 3 * slope.error:
-            cause = diagnose.leaf_cause([c], [m], 0, case.rtol)
+            cause = diagnose.at_first_sight([c], [m], 0, case.rtol)
             found = _finding(case, None, Verdict.FAIL, gap.size, gap.allowed, cause)
+            closely = functools.partial(_causes, case, output.name, c, m)
+            case.later[found.mode, found.name] = cause, closely
             note = f"seen in the tangent of {output.name}"
             return _with(found, note=note, entry=gap.entry)
     return None
+
+
+def _causes(
+    case: Case, output: str, claimed: np.ndarray, measured: np.ndarray
+) -> tuple[Cause, ...]:
+    """Names what is wrong with an output's tangent, or with one term of it."""
+    return _term_causes(case, output) or diagnose.leaf_causes(
+        [claimed], [measured], 0, case.rtol, scene=forward_scene(case)
+    )
+
+
+def _term_causes(case: Case, output: str) -> tuple[Cause, ...]:
+    """Names what is wrong with the one leaf's term that is; () where there are more."""
+    places = [out.name for out in case.program.outputs]
+    k, found = places.index(output), []
+    if not 1 < len(case.leaves) <= _MOST_LEAVES:
+        return ()
+    for i, leaf in enumerate(case.leaves):
+        claimed = _pushed_alone(case, i)[k]
+        slope = case.measure({i: case.tangents[i]}, norm_all([claimed]))
+        gap = norm(claimed - slope.outputs[k])
+        if slope.is_kink or not np.isfinite(gap):
+            return ()
+        if gap > case.rtol * norm(slope.outputs[k]) + 3 * slope.error:
+            found.append((leaf.name, claimed, slope.outputs[k]))
+    if len(found) != 1:
+        return ()
+    ((name, claimed, measured),) = found
+    causes = diagnose.leaf_causes(
+        [claimed], [measured], 0, case.rtol, scene=forward_scene(case)
+    )
+    told = f"in what the tangent of {name} adds, "
+    return tuple(dataclasses.replace(c, says=told + c.says) for c in causes)
+
+
+def _which_mode(case: Case) -> Cause:
+    """Names the mode that is wrong where the two are not each other's transposes."""
+    for pulled in case.readings.claimed:
+        if not np.isfinite(pulled).all():
+            return diagnose.not_finite(pulled)
+    try:
+        is_right = Questions(case).is_right_forwards()
+    except Exception:  # a diagnosis must never hide the failure that it explains
+        is_right = False
+    return _WRONG_IN_REVERSE if is_right else _MODES_DISAGREE
 
 
 def _allowed(case: Case, slope: Slope) -> float:
@@ -109,18 +161,29 @@ def _guilty_leaf(case: Case) -> int | None:
     """Returns the leaf whose tangent alone breaks the identity most."""
     worst, guilty = 0.0, None
     for i in range(len(case.leaves)):
-        tangents = [np.zeros_like(t) for t in case.tangents]
-        tangents[i] = case.tangents[i]
-        slopes = case.bench.read(case.point, tangents=tangents).slopes
-        assert slopes is not None
         gap = abs(
-            weighted(slopes, case.weights) - pair(case.readings.claimed[i], tangents[i])
+            weighted(_pushed_alone(case, i), case.weights)
+            - pair(case.readings.claimed[i], case.tangents[i])
         )
         if not gap <= worst:
             worst, guilty = gap, i
     return guilty
 
 
+def _pushed_alone(case: Case, i: int) -> Values:
+    """Returns the outputs' tangents where one leaf moves and the others rest."""
+    tangents = [np.zeros_like(t) for t in case.tangents]
+    tangents[i] = case.tangents[i]
+    slopes = case.bench.read(case.point, tangents=tangents).slopes
+    assert slopes is not None
+    return slopes
+
+
+_WRONG_IN_REVERSE = Cause(
+    "wrong in reverse mode",
+    "forward mode gives what differences show, and reverse mode is not its transpose",
+    "compare the transpose with the tangent: <w, J v> must equal <J^T w, v>",
+)
 _MODES_DISAGREE = Cause(
     "wrong in forward mode",
     "forward and reverse mode are not transposes of each other",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,17 @@ def hand_written_findings(case: Case, found: list[Finding]) -> list[Finding]:
     broken = linearity_findings(case, is_wrong=is_wrong)
     names = {finding.name for finding in broken}
     linear = [finding for finding in found if finding.name not in names]
+    if case.claim.mode == "fwd" and broken:  # the outputs are: what came of it is not
+        linear = [_of_no_linearity(finding, broken[0]) for finding in linear]
     return explain_blocks(case, linear) + broken
+
+
+def _of_no_linearity(finding: Finding, broken: Finding) -> Finding:
+    """Gives what a tangent that is not linear did to a leaf its reason."""
+    if finding.verdict is not Verdict.FAIL or finding.cause is None:
+        return finding
+    others = (finding.cause, *finding.other_causes)[:3]
+    return dataclasses.replace(finding, cause=broken.cause, other_causes=others)
 
 
 def linearity_findings(case: Case, *, is_wrong: bool) -> list[Finding]:

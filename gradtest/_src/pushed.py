@@ -7,12 +7,14 @@ of an output where they confirm it, or where it is too faint for them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from gradtest._src import diagnose
 from gradtest._src.case import Case, norm
+from gradtest._src.diagnosis.questions import forward_scene
 from gradtest._src.differences import SWAMPED, Slope, weighted
 from gradtest._src.findings import Cause, Entry, Finding, Verdict
 from gradtest._src.gaps import LeafGap, leaf_gap
@@ -48,6 +50,7 @@ class _Seen(NamedTuple):
     judged_by: str
     cause: Cause | None = None
     note: str = ""
+    closely: Callable[[], tuple[Cause, ...]] | None = None
 
 
 class _LeafJudge:
@@ -186,12 +189,21 @@ class _LeafJudge:
     ) -> _Seen:
         if not gap.is_exceeded:
             return _Seen(Verdict.PASS, gap, judged_by, note=note)
-        cause = diagnose.leaf_cause([claimed], [truth], 0, self.case.rtol)
-        return _Seen(Verdict.FAIL, gap, judged_by, cause, note)
+        case = self.case
+
+        def closely() -> tuple[Cause, ...]:
+            scene = forward_scene(case)
+            return diagnose.leaf_causes([claimed], [truth], 0, case.rtol, scene=scene)
+
+        cause = diagnose.at_first_sight([claimed], [truth], 0, case.rtol)
+        return _Seen(Verdict.FAIL, gap, judged_by, cause, note, closely)
 
     def _told(self, i: int, seen: _Seen) -> Finding:
         """Returns the finding on the leaf that one output makes."""
-        output = self.case.program.outputs[i]
+        case, output = self.case, self.case.program.outputs[i]
+        if seen.closely is not None and seen.cause is not None:
+            place = ("fwd", case.leaves[self.leaf].name)
+            case.later[place] = seen.cause, seen.closely
         notes: tuple[str, ...] = (seen.note,) if seen.note else ()
         if seen.verdict is not Verdict.PASS:
             notes += (f"seen in the tangent of {output.name}",)

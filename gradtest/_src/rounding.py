@@ -59,10 +59,7 @@ def judge_rounding(
         norm(c) if norm(c) * size > NOISE_FLOOR * largest else largest / size
         for c, size in zip(seen.lifted, case.sizes, strict=True)
     ]
-    return [
-        _judge(finding, seen.worked[i], units[i], seen.gaps[i], seen.allowed[i])
-        for i, finding in enumerate(findings)
-    ]
+    return [_judge(finding, seen, i, units[i]) for i, finding in enumerate(findings)]
 
 
 def judge_pushed_rounding(
@@ -84,12 +81,9 @@ def judge_pushed_rounding(
             Finding(output.name, output.shape, np.dtype(output.dtype).name,
                     Verdict.PASS, mode="fwd", order=case.program.order,
                     trial=case.trial, judged_by="measured"),
-            worked, norm(c), gap, allowed,
+            seen, i, norm(seen.lifted[i]),
         )
-        for output, worked, c, gap, allowed in zip(
-            case.program.outputs, seen.worked, seen.lifted, seen.gaps, seen.allowed,
-            strict=True,
-        )
+        for i, output in enumerate(case.program.outputs)
     ]  # fmt: skip
     wrong = [finding for finding in judged if finding.verdict is not Verdict.PASS]
     numbers = max((f.rounding or (0.0, 1.0) for f in judged), key=lambda n: n[0] / n[1])
@@ -123,6 +117,7 @@ class _Seen:
     gaps: list[float]
     allowed: list[float]
     trouble: Cause | None = None
+    is_narrower: bool = False
 
 
 def _read(
@@ -145,7 +140,13 @@ def _read(
     if any(gap > limit for gap, limit in zip(gaps, allowed, strict=True)):
         measure = case if yardstick is None else yardstick()
         allowed = _measured_allowance(measure, lifted, allowed, _spacing(products))
-    return _Seen(worked, lifted, gaps, allowed)
+    return _Seen(worked, lifted, gaps, allowed, is_narrower=_is_narrower(case))
+
+
+def _is_narrower(case: Case) -> bool:
+    """Whether a claim rounds to half precision where its program does not."""
+    claim, program = case.claim.jaxpr, case.program.jaxpr
+    return jaxprs.computes_in_half(claim) and not jaxprs.computes_in_half(program)
 
 
 def _scales(case: Case) -> list[float]:
@@ -258,23 +259,27 @@ def allowance(loss: float, usual: float, scale: float) -> float:
     return min(FACTOR * loss, max(LEAST_FACTOR * loss, LARGE * scale))
 
 
-def _judge(
-    finding: Finding, worked: np.ndarray, scale: float, gap: float, allowed: float
-) -> Finding:
+def _judge(finding: Finding, seen: _Seen, i: int, scale: float) -> Finding:
     if finding.verdict is not Verdict.PASS:
         return finding
+    worked, lifted = seen.worked[i], seen.lifted[i]
+    gap, allowed = seen.gaps[i], seen.allowed[i]
     unit = scale or 1.0
     numbers = (gap / unit, allowed / unit)
     finding = dataclasses.replace(finding, rounding=numbers)
     if gap <= allowed:
         return finding
+    cause, *others = diagnose.unstable(
+        worked, lifted, is_narrower=seen.is_narrower, dtype=finding.dtype
+    )
     return dataclasses.replace(
         finding,
         verdict=Verdict.FAIL,
         gap=Gap.ROUNDING,
         size=numbers[0],
         allowed=numbers[1],
-        cause=diagnose.unstable(worked),
+        cause=cause,
+        other_causes=tuple(others),
         notes=(*finding.notes, f"formula gap {finding.size:.1e}: the formula is right"),
     )
 

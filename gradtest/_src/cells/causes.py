@@ -35,6 +35,14 @@ _WORDS = {
     "leaves swapped": "it has changed places with another leaf's",
     "different": "it is another one, and no multiple",
 }
+_NEUTRAL = (
+    ("claimed = true", "it is what it should be"),
+    ("claimed less true", "what it is off by"),
+    ("claimed / true", "how many times too large it is"),
+    ("the true gradient", "what it should be"),
+    ("the true one is", "what it should be is"),
+    ("the true ones", "what they should be"),
+)
 _VARY = (
     "let each cotangent vary over the axes that its argument varies over: compute it "
     "from the cotangent that comes in, or use jax.lax.pcast"
@@ -101,7 +109,14 @@ def _how(
     claimed, true, leaf = _beside(chief, all_parts, outputs)
     fit = max(diagnose.FIT, chief.gap.allowed / 8)
     cause = diagnose.leaf_cause(claimed, true, leaf, chief.gap.allowed, fit)
-    return _WORDS.get(cause.name, cause.says)
+    return _WORDS.get(cause.name) or _neutral(cause.says)
+
+
+def _neutral(says: str) -> str:
+    """Says of two runs what is said of a claim and the truth."""
+    for word, instead in _NEUTRAL:
+        says = says.replace(word, instead)
+    return says
 
 
 def _counted(cell: Cell, places: int, found: np.ndarray, truth: np.ndarray) -> str:

@@ -60,7 +60,7 @@ def _explained(
     else:
         return finding
     if finding.gap is Gap.ROUNDING and _is_narrower(case):
-        finding = dataclasses.replace(finding, cause=_NARROWER)
+        finding = dataclasses.replace(finding, cause=_NARROWER, other_causes=())
     if not all(np.isfinite(value).all() for value in copies[index].values):
         return finding
     gap = norm(copies[index].farthest(truth) - truth)
@@ -70,7 +70,7 @@ def _explained(
     for recognise in recognisers[1 if leaf.agrees else 0]:
         cause = recognise(leaf)
         if cause is not None:
-            return dataclasses.replace(finding, cause=cause)
+            return dataclasses.replace(finding, cause=cause, other_causes=())
     return finding
 
 

@@ -1,0 +1,1 @@
+"""What kind of mistake a gap is: a table of causes, each named on numbers alone."""
