@@ -3,19 +3,20 @@
 import pytest
 
 import gradtest
+from tests.planted_lines import BUGS_NAMED_BESIDE, is_planted
 from tests.real_bugs import REAL_BUGS, RealBug
 
-# What the report calls each bug: one of the causes that it names.
+# What the report calls each bug: the first cause of the first wrong leaf.
 _CAUSES = {
     "smoothing_without_inverse_sigma": "constant factor",
     "triangular_solve_unmasked_tangent": "some entries wrong",
     "one_parameter_of_1025_zero": "zero gradient",
     "causal_attention_block_sizes": "some entries wrong",
     "attention_scores_in_bfloat16": "unstable arithmetic",
-    "segment_sum_padded_ids": "some entries wrong",
-    "softplus_at_zero": "some entries wrong",
+    "segment_sum_padded_ids": "padded entries get gradient",
+    "softplus_at_zero": "wrong at exact zeros",
     "nan_through_untaken_square_root": "NaN gradient",
-    "log_beta_hessian_at_tie": "different",
+    "log_beta_hessian_at_tie": "wrong at ties",
     "squared_modulus_conjugate": "conjugate",
     "implicit_root_coefficient": "zero gradient",
     "data_parallel_sum_for_mean": "constant factor",
@@ -52,8 +53,12 @@ def test_the_wrong_twin_is_refused_and_the_cause_named(bug):
     fn, args = bug.make_wrong()
     with pytest.raises(gradtest.GradientMismatch) as caught:
         _check(bug, fn, args)
-    found = {f.cause.name for f in caught.value.report.findings if f.cause}
-    assert _CAUSES[bug.name] in found
+    found = caught.value.report.findings
+    first = next(f for f in found if f.verdict is gradtest.Verdict.FAIL)
+    assert first.cause.name == _CAUSES[bug.name]
+    build = bug.make_wrong.args[0]
+    named = is_planted(first.line, build)
+    assert named == (bug.name not in BUGS_NAMED_BESIDE), first.line
 
 
 @pytest.mark.parametrize("bug", _cases(b for b in REAL_BUGS if b.generic_args))

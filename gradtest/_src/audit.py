@@ -9,14 +9,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradtest._src import diagnose, intentions, jaxprs, rules, seeding, variants
+from gradtest._src import (
+    diagnose,
+    intentions,
+    jaxprs,
+    progress,
+    rules,
+    seeding,
+    variants,
+)
 from gradtest._src.agreement import agreed, judge_ways
 from gradtest._src.case import Case
 from gradtest._src.devices import homes
 from gradtest._src.execution import SlipError
-from gradtest._src.findings import Cause, Finding, Gap, Report, Rule, Verdict, worst
+from gradtest._src.exhibits import MOST_LEAVES
+from gradtest._src.explain import explained, inputs_at, with_branches
+from gradtest._src.findings import (
+    Cause,
+    Exhibit,
+    Finding,
+    Gap,
+    Report,
+    Rule,
+    Verdict,
+    worst,
+)
 from gradtest._src.inputs import Inputs, Point, read_inputs
 from gradtest._src.lifting import is_inexact, widen
+from gradtest._src.localise.lines import return_line
 from gradtest._src.malformed import malformed, not_transposable
 from gradtest._src.options import Options
 from gradtest._src.program import Program, trace_program
@@ -38,6 +58,7 @@ class Audit:
     notes: list[str] = dataclasses.field(default_factory=list)
     precision: list[str] = dataclasses.field(default_factory=list)
     hint: str = ""
+    exhibits: tuple[Exhibit, ...] = ()
 
 
 def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
@@ -80,6 +101,10 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
         audit.findings.append(_structure(use, _why_malformed(use, options, error)))
         return audit
     findings = _run(rule_check)
+    explanation = explained(findings, rule_check.troubled, use.source)
+    findings = with_branches(
+        explanation.findings, rule_check.case, use.source, rule_check.function.renew
+    )
     is_open = worst(f.verdict for f in findings) is Verdict.INCONCLUSIVE
     if is_open and not use.is_invoked:
         # In vain: nothing depends on it, also not in a branch that is not taken.
@@ -89,6 +114,9 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
     audit.unchecked += [f"{label}: {line}" for line in rule_check.unchecked]
     audit.precision += [f"{label}: {line}" for line in rule_check.precision()]
     audit.hint = _hint(rule_check, findings)
+    audit.exhibits = tuple(
+        dataclasses.replace(exhibit, rule=use.rule) for exhibit in explanation.exhibits
+    )
     return audit
 
 
@@ -189,6 +217,7 @@ def _structure(use: RuleUse, cause: Cause) -> Finding:
         cause=cause,
         check="structure",
         rule=use.rule,
+        line=return_line(use.source),
     )
 
 
@@ -258,8 +287,8 @@ class ProgramAudit:
         """
         audits: list[Audit] = []
         found: list[Rule] = []
-        for trial in range(self.options.trials):
-            for use, anew in self._uses(trial):
+        for trial in progress.following(range(self.options.trials), "trials"):
+            for use, anew in progress.following(self._uses(trial), "rules"):
                 found.append(use.rule)
                 options = dataclasses.replace(
                     self.options, exclude=(), variant=None, has_aux=False
@@ -323,7 +352,13 @@ class ProgramAudit:
             replay="" if verdict is Verdict.PASS else replay,
             rules=found,
             hint=hints[0] if hints else "",
+            exhibits=tuple(x for audit in audits for x in audit.exhibits)[:MOST_LEAVES],
+            inputs=() if verdict is Verdict.PASS else self._inputs(),
         )
+
+    def _inputs(self) -> tuple[tuple[str, Any], ...]:
+        """Returns the program's own arguments at the first trial, by leaf."""
+        return inputs_at(self.inputs, self.inputs.draw(self.options.key, 0))
 
 
 def _nothing_reached(unchecked: list[str]) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from gradtest._src import (
     forward,
     jaxprs,
     program,
+    progress,
     seeding,
     variants,
 )
@@ -23,6 +25,7 @@ from gradtest._src.case import Case
 from gradtest._src.claiming import Claiming, Claims
 from gradtest._src.devices import spanning
 from gradtest._src.execution import SlipError
+from gradtest._src.explain import explained
 from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
 from gradtest._src.formula import judge_formula, overrules_exact
 from gradtest._src.hand_written import hand_written_findings
@@ -73,6 +76,7 @@ class Check:
         *,
         names: Sequence[str] | None = None,
     ):
+        self._started = time.monotonic()
         self.fn = fn
         self.claiming = claiming
         self.options = options
@@ -87,6 +91,13 @@ class Check:
             raise TypeError(str(error)) from None
         self._evidence = Evidence()
         self._off_branch = False
+        # The first case of each order that did not pass: what a failure is read from.
+        self.troubled: dict[int, Case] = {}
+
+    @property
+    def took(self) -> float:
+        """For how many seconds the check has run."""
+        return time.monotonic() - self._started
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
         return program.trace_program(
@@ -101,7 +112,7 @@ class Check:
     def findings(self) -> list[Finding]:
         """Runs every trial; returns the worst finding of each leaf, mode and order."""
         found: dict[Any, Finding] = {}
-        for trial in range(self.options.trials):
+        for trial in progress.following(range(self.options.trials), "trials"):
             point = self._first if trial == 0 else self._draw(trial)
             for finding in self._run_trial(point, trial):
                 place = (finding.order, finding.mode, finding.name, finding.check)
@@ -145,8 +156,12 @@ class Check:
             self._claims.append(claims)
 
     def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
-        found = self._judge_case(level, point, trial)
-        traced = self._programs[level]
+        claims, traced = self._claims[level], self._programs[level]
+        case = self._case(traced, claims, point, trial)
+        self._evidence.add(case)
+        found = self._judge_case(level, case, claims)
+        if worst(f.verdict for f in found) is not Verdict.PASS:
+            self.troubled.setdefault(traced.order, case)
         moving = [True] * len(self.inputs.moving)
         held = [False] * (len(traced.jaxpr.in_avals) - len(moving))
         reached = dataflow.reached_primitives(traced.jaxpr, moving + held)
@@ -154,10 +169,7 @@ class Check:
             return found
         return [_excused(finding) for finding in found]
 
-    def _judge_case(self, level: int, point: Point, trial: int) -> list[Finding]:
-        claims = self._claims[level]
-        case = self._case(self._programs[level], claims, point, trial)
-        self._evidence.add(case)
+    def _judge_case(self, level: int, case: Case, claims: Claims) -> list[Finding]:
         if claims.reverse is None:
             found = explain_gaps(case, judge_pushed(case), judge_pushed)
             found = judge_pushed_rounding(case, found, self.options.rounding_rtol)
@@ -172,10 +184,13 @@ class Check:
         if worst(f.verdict for f in found) is Verdict.INCONCLUSIVE:
             pushed = []  # it is open for the same reason
         values = value_findings(case)
-        if values and self._is_impure(level, point):
+        if values and self._is_impure(level, case.point):
             return [
                 dataclasses.replace(
-                    finding, verdict=Verdict.INCONCLUSIVE, cause=diagnose.IMPURE
+                    finding,
+                    verdict=Verdict.INCONCLUSIVE,
+                    cause=diagnose.IMPURE,
+                    other_causes=(),
                 )
                 for finding in values
             ]
@@ -256,7 +271,8 @@ class Check:
     def report(self, assertion: str) -> Report:
         """Runs the check."""
         with np.errstate(all="ignore"):  # NaN and inf are judged, not warned about
-            findings = self.findings()
+            found = explained(self.findings(), self.troubled)
+        findings = found.findings
         name = self._subject()
         unchecked = [f"{leaf} (excluded)" for leaf in self.inputs.unchecked]
         unchecked += [
@@ -281,6 +297,8 @@ class Check:
             notes=tuple(self._notes()),
             replay=self._replay(assertion, name, findings),
             hint=self._hint(findings),
+            exhibits=found.exhibits,
+            inputs=found.inputs,
         )
 
     def _subject(self) -> str:
@@ -368,7 +386,10 @@ def _excused(finding: Finding) -> Finding:
     if finding.verdict is Verdict.PASS or finding.gap is not Gap.FORMULA:
         return finding
     return dataclasses.replace(
-        finding, verdict=Verdict.INCONCLUSIVE, cause=diagnose.SAMPLER
+        finding,
+        verdict=Verdict.INCONCLUSIVE,
+        cause=diagnose.SAMPLER,
+        other_causes=(),
     )
 
 

@@ -80,10 +80,7 @@ class AgreementCheck(Check):
             ) from error
         return Claims(dataclasses.replace(claim, is_autodiff=False), None)
 
-    def _judge_case(self, level: int, point: Point, trial: int) -> list[Finding]:
-        traced, claimed = self._programs[level], self._claims[level]
-        case = self._case(traced, claimed, point, trial)
-        self._evidence.add(case)
+    def _judge_case(self, level: int, case: Case, claims: Claims) -> list[Finding]:
         eps = _spacing(case)
         found = explain_gaps(case, judge_formula(case), judge_formula, eps=eps)
         found = judge_rounding(

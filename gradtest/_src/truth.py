@@ -183,6 +183,12 @@ class Bench:
         at = self._arguments(point)
         return at.moving, at.held, at.seed
 
+    def lifted_constants(self, point: Point) -> dict[int, Any]:
+        """Returns the array constants of all traces in float64, by `id`."""
+        constants = constants_of(self.program, self.claim, self.forward)
+        values = self._arguments(point).consts
+        return dict(zip(map(id, constants), values, strict=True))
+
     def read(
         self, point: Point, *, seed: Values | None = None, tangents: Sequence[Any] = ()
     ) -> Readings:

@@ -16,6 +16,11 @@ Checked on jax 0.10.2 and 0.12.0; where they differ:
 from gradtest._src.jaxprs import kernels as kernels
 from gradtest._src.jaxprs.axes import devices_cut_to_one as devices_cut_to_one
 from gradtest._src.jaxprs.axes import free_axes as free_axes
+from gradtest._src.jaxprs.lines import Place as Place
+from gradtest._src.jaxprs.lines import calls_library as calls_library
+from gradtest._src.jaxprs.lines import hand_written_lines as hand_written_lines
+from gradtest._src.jaxprs.lines import is_of_library as is_of_library
+from gradtest._src.jaxprs.lines import users_place as users_place
 from gradtest._src.jaxprs.processes import Job as Job
 from gradtest._src.jaxprs.processes import StoreError as StoreError
 from gradtest._src.jaxprs.processes import current_job as current_job

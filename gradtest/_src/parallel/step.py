@@ -129,14 +129,14 @@ class ParallelCheck(Check):
             f"{type(error).__name__}: {first}"
         ) from error
 
-    def _judge_case(self, level: int, point: Point, trial: int) -> list[Finding]:
-        case = self._case(self._programs[level], self._claims[level], point, trial)
+    def _judge_case(self, level: int, case: Case, claims: Claims) -> list[Finding]:
         self._compare_loss(case)
         found = explain_gaps(case, judge_formula(case), judge_formula)
         found = judge_rounding(case, found, self.options.rounding_rtol)
-        self._evidence.add(case)
         if any(finding.verdict is Verdict.FAIL for finding in found):
-            parts = Parts(self.fn, self._programs[0], _gathered(point), self.options)
+            parts = Parts(
+                self.fn, self._programs[0], _gathered(case.point), self.options
+            )
             found = explain_step(case, found, self._layout, parts)
         return [*found, *solver_findings(case)]
 

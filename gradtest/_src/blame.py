@@ -1,0 +1,105 @@
+"""Which custom rule makes the derivative of a whole program wrong.
+
+Asked only after a failure: each rule of the program is then audited by itself, at the
+values that reached it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from gradtest._src import jaxprs, rules
+from gradtest._src.audit import Audit, audit_rule
+from gradtest._src.case import Case
+from gradtest._src.check import Check
+from gradtest._src.findings import Cause, Finding, Gap, Report, Verdict
+from gradtest._src.inputs import Inputs, Point
+from gradtest._src.program import Program
+from gradtest._src.rule_call import TracedAnew
+from gradtest._src.rules import RuleUse
+
+# How long rules are audited for, in times of what the check itself took; and at least.
+PATIENCE, AT_LEAST = 2.0, 2.0
+# So many further causes are kept.
+_MOST_OTHERS = 3
+# Gaps that a wrong rule explains.
+_EXPLAINED = (Gap.FORMULA, Gap.VALUE, Gap.ROUNDING)
+
+
+class AutodiffCheck(Check):
+    """A check of what JAX differentiates; a failure names the rule that is wrong."""
+
+    def report(self, assertion: str) -> Report:
+        """Runs the check."""
+        report = super().report(assertion)
+        if report.verdict is not Verdict.FAIL or not self.troubled:
+            return report
+        case = self.troubled[min(self.troubled)]
+        is_alone = jaxprs.current_job() is None  # others need not have failed
+        if not (case.program.has_rules and is_alone):
+            return report
+        patience = max(PATIENCE * self.took, AT_LEAST)
+        blamed = self._blamed(case, time.monotonic() + patience)
+        return _with_blame(report, blamed) if blamed else report
+
+    def _blamed(self, case: Case, deadline: float) -> list[tuple[RuleUse, Finding]]:
+        """Returns the rules that are wrong, each with its gravest finding."""
+        options = dataclasses.replace(
+            self.options, exclude=(), variant=None, has_aux=False, trials=1,
+            order=max(self.troubled),
+        )  # fmt: skip
+        anew = TracedAnew(self._traced_anew, self.inputs, case.point)
+        try:
+            uses = rules.find_rules(self._programs[0], case.point, None)
+        except Exception:  # what can't be run equation by equation
+            return []
+        found = []
+        for use in sorted(uses, key=lambda use: not jaxprs.is_users(use.source)):
+            if time.monotonic() > deadline:
+                break
+            wrong = _gravest(audit_rule(use, options, anew))
+            if wrong is not None:
+                found.append((use, wrong))
+        return found
+
+    def _traced_anew(self, inputs: Inputs, point: Point) -> Program:
+        return self._trace(inputs, point)
+
+
+def _gravest(audit: Audit) -> Finding | None:
+    wrong = [f for f in audit.findings if f.verdict is Verdict.FAIL]
+    return max(wrong, key=lambda f: (f.gap in _EXPLAINED, f.strain), default=None)
+
+
+def _with_blame(report: Report, blamed: list[tuple[RuleUse, Finding]]) -> Report:
+    """Returns the report with the wrong rules as the causes of what they explain."""
+    causes = [_cause(use, finding) for use, finding in blamed]
+    line = next((finding.line for _, finding in blamed if finding.line), None)
+
+    def explained(finding: Finding) -> Finding:
+        if finding.verdict is not Verdict.FAIL or finding.gap not in _EXPLAINED:
+            return finding
+        own = (finding.cause, *finding.other_causes)
+        others = [*causes[1:], *(c for c in own if c and c.name != causes[0].name)]
+        return dataclasses.replace(
+            finding,
+            cause=causes[0],
+            other_causes=tuple(others[:_MOST_OTHERS]),
+            line=line or finding.line,
+        )
+
+    return dataclasses.replace(
+        report, findings=tuple(explained(finding) for finding in report.findings)
+    )
+
+
+def _cause(use: RuleUse, finding: Finding) -> Cause:
+    """Says which rule is wrong, and how: the cause of its own finding."""
+    own = finding.cause or Cause("wrong rule", "it departs from its function", "")
+    parts = ("fwd", "jvp") if finding.gap is Gap.VALUE else ("bwd", "jvp")
+    places = [w for w in use.rule.where if w.partition(" at ")[0] in parts]
+    where = next(iter(places or use.rule.where), "")
+    place = f" ({where})" if where else ""
+    says = f"the {use.rule.kind} rule of {use.rule.name}{place} is wrong at "
+    return dataclasses.replace(own, says=f"{says}{finding.name}: {own.says}")

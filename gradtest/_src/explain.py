@@ -1,0 +1,124 @@
+"""What a failure leaves to be looked at: its line of source, its arrays, its inputs.
+
+Nothing of this runs for a check that passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradtest._src import jaxprs
+from gradtest._src.case import Case
+from gradtest._src.exhibits import exhibits_of, inputs_at
+from gradtest._src.findings import Exhibit, Finding, Gap, Line, Verdict, worst
+from gradtest._src.jaxprs import RuleSource
+from gradtest._src.localise.branching import branching_line
+from gradtest._src.localise.lines import guilty_line, return_line
+
+_log = logging.getLogger("gradtest")
+
+__all__ = ["Explanation", "explained", "inputs_at", "with_branches"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """The findings of a check, and what there is to be looked at.
+
+    Attributes:
+      findings: Those that were given, with lines of source where one was found.
+      exhibits: Arrays of the leaves that did not pass.
+      inputs: The arguments at the point of the trial that did not pass, by leaf.
+    """
+
+    findings: list[Finding]
+    exhibits: tuple[Exhibit, ...] = ()
+    inputs: tuple[tuple[str, Any], ...] = ()
+
+
+def explained(
+    findings: Sequence[Finding],
+    cases: Mapping[int, Case],
+    source: RuleSource | None = None,
+) -> Explanation:
+    """Explains the findings of a check that did not pass; others stay as they are.
+
+    Args:
+      findings: What was found.
+      cases: The first case of each order of derivative that did not pass.
+      source: Where the custom rule under test was written, if it is one.
+    """
+    open_orders = [order for order in sorted(cases) if _of_order(findings, order)]
+    if not open_orders:
+        return Explanation(list(findings))
+    case = cases[open_orders[0]]
+    wrong = _of_order(findings, case.program.order)
+    with np.errstate(all="ignore"):
+        line = None
+        if worst(f.verdict for f in wrong) is Verdict.FAIL:
+            line = _line(case, wrong, source)
+        return Explanation(
+            [
+                dataclasses.replace(f, line=line)
+                if f in wrong and f.verdict is Verdict.FAIL
+                else f
+                for f in findings
+            ],
+            exhibits_of(case, wrong),
+            inputs_at(case.program.inputs, case.point),
+        )
+
+
+def with_branches(
+    findings: Sequence[Finding],
+    case: Case | None,
+    source: RuleSource,
+    renew: Callable[[], None],
+) -> list[Finding]:
+    """Adds the lines at which a rule goes another way, where one way of it is wrong.
+
+    Args:
+      findings: Those on one rule.
+      case: The rule as a program; None where it was not run.
+      source: Where the rule was written.
+      renew: Makes the rule's call new, before it is traced in another pattern.
+    """
+
+    def with_line(finding: Finding) -> Finding:
+        departs = finding.verdict is Verdict.FAIL and finding.gap is Gap.AGREEMENT
+        if case is None or finding.line is not None or not departs:
+            return finding
+        try:
+            line = branching_line(case, finding.check, source, renew)
+        except Exception:
+            _log.debug("no line of source was found", exc_info=True)
+            line = None
+        return dataclasses.replace(finding, line=line or return_line(source))
+
+    if jaxprs.current_job() is not None:
+        return list(findings)
+    return [with_line(finding) for finding in findings]
+
+
+def _line(
+    case: Case, findings: Sequence[Finding], source: RuleSource | None
+) -> Line | None:
+    if jaxprs.current_job() is not None:
+        return None  # not every process need have failed, nor come here
+    try:
+        return guilty_line(case, findings, source)
+    except Exception:  # a verdict is worth more than its explanation
+        _log.debug("no line of source was found", exc_info=True)
+        return None
+
+
+def _of_order(findings: Sequence[Finding], order: int) -> list[Finding]:
+    return [
+        finding
+        for finding in findings
+        if finding.order == order and finding.verdict is not Verdict.PASS
+    ]

@@ -1,0 +1,1 @@
+"""Which equation of a wrong derivative is wrong, and which line of source."""
