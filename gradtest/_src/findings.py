@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,9 +211,12 @@ class Ladder:
       slopes: Central differences of the value at each step: float64[n].
       noise: What rounding does to each of the slopes, estimated: float64[n].
       claimed: The slope that the claim has along the direction.
-      true: The slope that is true.
+      true: The slope that is true: of the exact derivative where that was confirmed,
+        else as differences measure it; NaN where nothing was concluded.
       remainders: |f(x + hv) - f(x) - h (claimed slope)| at each step: float64[n].
       true_remainders: The same of the true slope.
+      measured: Whether differences measured the true slope: it is then no better than
+        the noise.
     """
 
     steps: np.ndarray
@@ -221,6 +226,7 @@ class Ladder:
     true: float
     remainders: np.ndarray
     true_remainders: np.ndarray
+    measured: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,6 +241,10 @@ class Exhibit:
       order: Order of the derivative.
       rule: The custom rule that was looked at by itself, if any.
       ladder: Slopes along a direction of this leaf; None where none were measured.
+      of: What the arrays are, where not the derivative: "value", "tangent of out", ...
+      start: Where the arrays begin in the whole, where they are a part of it.
+      whole: The shape of the whole where the arrays are a part of it, around the entry
+        that is farthest off; empty where they are all of it.
     """
 
     name: str
@@ -244,6 +254,14 @@ class Exhibit:
     order: int = 1
     rule: Rule | None = None
     ladder: Ladder | None = None
+    of: str = ""
+    start: tuple[int, ...] = ()
+    whole: tuple[int, ...] = ()
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the arrays are a part of a larger one."""
+        return bool(self.whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,6 +318,154 @@ class Report:
 
         return text.full(self)
 
+    def __eq__(self, other: object) -> bool:
+        from gradtest._src.report import records
+
+        if not isinstance(other, Report):
+            return NotImplemented
+        return records.same(self, other)
+
+    def __hash__(self) -> int:
+        return hash((self.assertion, self.subject, self.verdict, self.key))
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from gradtest._src.report import terminal
+
+        return terminal.rendered(self, console)
+
+    def _repr_html_(self) -> str:
+        from gradtest._src.report import html
+
+        return html.fragment(self)
+
+    def to_html(self) -> str:
+        """Returns the report as one self-contained HTML page.
+
+        It holds everything but the arrays: of these the entries that are farthest off,
+        and plots where matplotlib is installed. It needs no network and no JavaScript,
+        and shows names and texts as they are, whatever they hold.
+
+        Returns:
+          The page. It is UTF-8: encode it so, or let `save` do it.
+
+        Example:
+          >>> import gradtest
+          >>> report = gradtest.check(lambda x: x**2, 3.0)
+          >>> report.to_html().startswith("<!doctype html>")
+          True
+        """
+        from gradtest._src.report import html
+
+        return html.page(self)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Returns the report as strict JSON, which `from_json` reads back.
+
+        `docs/report.schema.json` describes it. Exhibits and inputs are left out.
+
+        Args:
+          indent: Spaces for each level; None puts all on one line.
+
+        Returns:
+          The JSON. NaN and the infinities are strings in it, a complex number an object
+          with "real" and "imag".
+
+        Example:
+          >>> import gradtest
+          >>> report = gradtest.check(lambda x: x**2, 3.0)
+          >>> gradtest.Report.from_json(report.to_json()) == report
+          True
+        """
+        from gradtest._src.report import records, text
+
+        return records.to_json(self, text.message(self), indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """Returns the report that `to_json` told.
+
+        Args:
+          text: The JSON, not the name of a file.
+
+        Returns:
+          A report that is equal to the one told, without its exhibits and inputs.
+
+        Raises:
+          TypeError: `text` is no text.
+          ValueError: It is not JSON, no report, or one of a newer schema.
+
+        Example:
+          >>> import gradtest
+          >>> told = gradtest.check(lambda x: x**2, 3.0).to_json()
+          >>> gradtest.Report.from_json(told).verdict.value
+          'PASS'
+        """
+        from gradtest._src.report import records
+
+        return records.from_json(text)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the report to a file, in the form that its suffix names.
+
+        The file is there whole or not at all; one of this name is replaced.
+
+        Args:
+          path: A name that ends in `.html`, `.json`, `.txt` (the text of `str`), `.npz`
+            (the arguments of the failed trial, and the wrong arrays) or `.py` (a script
+            that runs the check again). Its directory must be there: none is made.
+
+        Returns:
+          The path.
+
+        Raises:
+          ValueError: The suffix is another.
+          FileNotFoundError: There is no such directory.
+
+        Example:
+          >>> import gradtest, pathlib, tempfile
+          >>> report = gradtest.check(lambda x: x**2, 3.0)
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     report.save(pathlib.Path(folder, "report.html")).name
+          'report.html'
+        """
+        from gradtest._src.report import saving
+
+        return saving.save(self, path)
+
+    def plot(
+        self, kind: str | None = None, leaf: str | None = None, ax: Any = None
+    ) -> Any:
+        """Draws what the check found; needs matplotlib (the extra `plots`).
+
+        Args:
+          kind: "taylor" (remainders at falling steps), "steps" (differences at each
+            step), "error" (where in the leaf), "scatter" (claimed against true) or
+            "gaps" (each leaf's gap beside what was allowed); None draws all that apply.
+            All but "gaps" need the arrays that a check that did not pass keeps.
+          leaf: Name of the leaf; None takes the gravest.
+          ax: matplotlib axes to draw in, for one `kind`.
+
+        Returns:
+          The matplotlib figure.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+          TypeError: `ax` is no axes.
+          ValueError: The report has nothing of this kind, or no such leaf.
+        """
+        from gradtest._src.report import plots
+
+        return plots.plot(self, kind, leaf, ax)
+
+    def show(self) -> None:
+        """Shows the report: as HTML in a notebook, else as text, coloured if it can be.
+
+        In a notebook its arrays are shown too, by treescope where that is installed.
+        """
+        from gradtest._src.report import notebook
+
+        notebook.show(self)
+
     @property
     def smallest_seen(self) -> float:
         """The smallest relative error that would have been seen in every leaf.
@@ -342,3 +508,8 @@ class GradientInconclusive(AssertionError):
     def __init__(self, message: str, report: Report):
         super().__init__(message)
         self.report = report
+
+
+for _public in (GradientMismatch, GradientInconclusive):
+    # A traceback names them as their users import them.
+    _public.__module__ = "gradtest"

@@ -22,6 +22,7 @@ from gradtest._src.findings import (
     Report,
     Verdict,
 )
+from gradtest._src.report import text as report_text
 
 Variant = Callable[..., Any]
 
@@ -214,7 +215,7 @@ class MessageOptions:
             custom = self.custom_message
             if self.custom_message_format_vars:
                 custom = custom.format(*self.custom_message_format_vars)
-            message = f"{message} [{custom}]"
+            message = report_text.capped(f"{message} [{custom}]")
         kind = self.exception_type
         if kind is not None and issubclass(kind, _OWN_KINDS):
             return kind(message, report)

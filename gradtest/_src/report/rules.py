@@ -1,19 +1,21 @@
-"""The parts of a text report that speak of custom rules."""
+"""The words of a report that speak of custom rules."""
 
 from __future__ import annotations
 
 from gradtest._src.findings import Finding, Gap, Report, Rule, Verdict
+from gradtest._src.report import legible
 
 _OTHERS_NAMED = 4
 
 
 def headline(rule: Rule, chief: Finding, where: str) -> str:
     """Says which rule is wrong, and in what respect."""
-    name = f"the {rule.kind} rule of {rule.name}"
+    own = legible.name(rule.name)
+    name = f"the {rule.kind} rule of {own}"
     if chief.verdict is Verdict.INCONCLUSIVE:
         return f"nothing can be concluded about {name} at {where}."
     if chief.gap is Gap.VALUE:
-        return f"{name} returns another value than {rule.name} itself: {where}."
+        return f"{name} returns another value than {own} itself: {where}."
     if chief.gap is Gap.STRUCTURE:
         return f"{name} is malformed at {where}."
     if chief.gap is Gap.ROUNDING:
@@ -28,19 +30,20 @@ def headline(rule: Rule, chief: Finding, where: str) -> str:
 
 def whereabouts(rule: Rule) -> str:
     """Says where a rule was written and where it is called."""
-    path = f" in {rule.path}" if rule.path else ""
+    path = f" in {legible.name(rule.path)}" if rule.path else ""
     called = f"; called at {rule.call}{path}" if rule.call else f"; called{path}"
     times = f", {rule.count} calls" if rule.count > 1 else ""
     if rule.count > rule.looked_at:
         times += f" ({rule.looked_at} looked at)"
-    return f"{', '.join(rule.where)}{called if rule.call or path else ''}{times}."
+    where = ", ".join(rule.where)
+    return legible.one_line(f"{where}{called if rule.call or path else ''}{times}.")
 
 
 def others(report: Report, chief: Finding) -> str:
     """Names the other rules with the same verdict, or counts those that are right."""
     findings = [f for f in report.findings if f.verdict is report.verdict]
     named = [
-        f"{f.rule.name} ({f.name})"
+        f"{legible.name(f.rule.name)} ({legible.name(f.name)})"
         for f in findings
         if f.rule is not None and f.rule != chief.rule
     ]
@@ -50,19 +53,18 @@ def others(report: Report, chief: Finding) -> str:
         word = "Wrong" if report.verdict is Verdict.FAIL else "Open"
         return f"{word} as well: {', '.join(some[:_OTHERS_NAMED])}{more}."
     right = len(report.rules) - 1
-    if not right:
+    if right <= 0:
         return ""
     return f"The other {right} rules are right." if right > 1 else "The other is right."
 
 
 def passed_checks(findings: list[Finding]) -> str:
     """Sums up the checks of one rule that passed without numbers of their own."""
-    names = [
-        f.check + "".join(f" ({note})" for note in f.notes)
+    return ", ".join(
+        f.check + "".join(f" ({legible.one_line(note)})" for note in f.notes)
         for f in findings
-        if f.gap is Gap.AGREEMENT and f.verdict is Verdict.PASS
-    ]
-    return f"{'PASS':12s} also: {', '.join(names)}" if names else ""
+        if is_summed_up(f)
+    )
 
 
 def is_summed_up(finding: Finding) -> bool:

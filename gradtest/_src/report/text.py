@@ -2,221 +2,123 @@
 
 from __future__ import annotations
 
-import math
+import textwrap
+from collections.abc import Iterator
 
-from gradtest._src.findings import Entry, Finding, Gap, Report, Rule, Verdict
-from gradtest._src.report import cells, rules
+from gradtest._src.findings import Report, Verdict
+from gradtest._src.report import legible
+from gradtest._src.report.document import document
+from gradtest._src.report.parts import (
+    Block,
+    Code,
+    Document,
+    Facts,
+    Guess,
+    Notes,
+    Section,
+    Sentence,
+    Table,
+)
 
-_OTHERS_NAMED = 4
-_MODES = {"rev": "reverse mode", "fwd": "forward mode"}
-_HEADLINES = {
-    Gap.VALUE: "{subject} returns another value under differentiation: {where}.",
-    Gap.SOLVER: "{subject} uses a linear solver that is wrong: {name}.",
-    Gap.LINEAR: "{subject} is not linear: {where}.",
-    Gap.ROUNDING: "the {kind} of {subject} loses its accuracy at {where}.",
-    Gap.CLOSE: "the gradients differ at {where}.",
-    Gap.TREE: "the gradients can't be compared at {where}.",
-    Gap.FINITE: "the gradient of {subject} is not finite at {where}.",
-    Gap.FLOW: "no gradient of {subject} reaches {where}.",
-}
-_GAPS = {
-    Gap.FORMULA: "relative gap",
-    Gap.VALUE: "relative gap of the value",
-    Gap.ROUNDING: "relative gap between its own dtype and float64",
-    Gap.SOLVER: "relative residual",
-    Gap.CLOSE: "relative difference",
-    Gap.AGREEMENT: "relative difference",
-    Gap.LINEAR: "relative gap",
-}
-# What an assertion speaks of, where that is no gradient.
-_KINDS = {
-    "assert_vjp_matches": "vector-Jacobian product",
-    "assert_jvp_matches": "Jacobian-vector product",
-    "assert_hvp_matches": "Hessian-vector product",
-    "assert_transpose_matches": "transpose",
-}
+# An exception's text has at most so many lines, the user's own message included.
+MOST_LINES = 25
+_MOST_NOTES = 20
+# So wide may a column be that is not the last.
+_WIDEST = 76
 
 
 def message(report: Report) -> str:
-    """Returns the two to eight lines of a failed or inconclusive check."""
-    findings = [f for f in report.findings if f.verdict is report.verdict]
-    by_cell = cells.speaks_of(report)
-    chief = findings[0] if by_cell else max(findings, key=_importance)
-    lines = [_headline(report, chief)]
-    if chief.rule is not None:
-        lines.append(rules.whereabouts(chief.rule))
-    lines += cells.numbers(chief) if by_cell else _numbers(chief)
-    if chief.cause is not None:
-        label = "Likely cause" if report.verdict is Verdict.FAIL else "Reason"
-        lines.append(f"{label}: {chief.cause.says}.")
-        lines.append(f"Try: {chief.cause.remedy}.")
-    if chief.rule is not None:
-        rest = rules.others(report, chief)
-    elif by_cell:
-        rest = cells.others(report, findings, chief)
-    else:
-        rest = _others(report, findings, chief)
-    hint = f"{report.hint}." if report.hint else ""
-    if rest or hint:
-        lines.append(" ".join(part for part in (rest, hint) if part))
-    if report.found_in:
-        lines.append(f"Found in {report.found_in} alone.")
-    if report.replay:
-        lines.append(f"Replay: {report.replay}")
-    return "\n  ".join(lines)
+    """Returns the few lines of a failed or inconclusive check."""
+    told = document(report)
+    lines = [told.headline, *map(str, told.summary)]
+    return "\n  ".join(legible.shortened(line, legible.SENTENCE) for line in lines)
 
 
-def _importance(finding: Finding) -> tuple[bool, bool, float]:
-    """What explains most comes first: solvers and values, then reverse mode."""
-    is_root = finding.gap in (Gap.SOLVER, Gap.VALUE, Gap.LINEAR)
-    is_root |= finding.judged_by == "linearity"
-    return is_root, finding.mode == "rev", finding.strain
+def capped(message: str) -> str:
+    """Returns the text of an exception, cut where a user's own part makes it long."""
+    lines = [
+        legible.shortened(line, 2 * legible.SENTENCE) for line in message.split("\n")
+    ]
+    more = len(lines) - MOST_LINES
+    if more <= 0:
+        return "\n".join(lines)
+    return "\n".join([*lines[: MOST_LINES - 1], f"… and {more + 1:,} more lines"])
 
 
 def full(report: Report) -> str:
-    """Returns everything that a report knows."""
-    lines = [f"{report.verdict.value}: {report.assertion}({report.subject})"]
-    if cells.speaks_of(report):
-        lines += [f"  {line}" for line in cells.table(report)]
-    else:
-        lines += [f"  {_line(f)}" for f in report.findings if f.rule is None]
-    for rule in report.rules:
-        own = [finding for finding in report.findings if finding.rule == rule]
-        lines += [f"  {line}" for line in _of_rule(rule, own)]
-    if math.isfinite(report.smallest_seen):
-        lines.append(
-            f"  smallest relative error that would have been seen: "
-            f"{report.smallest_seen:.1e}"
-        )
-    if report.modes:
-        modes = ", ".join(_MODES[mode] for mode in report.modes)
-        trials = f"{report.trials} trial{'s' * (report.trials != 1)}"
-        lines.append(f"  checked: {modes}, order {report.order}, {trials}")
-    lines += [f"  {line}" for line in report.precision]
-    lines += [f"  not checked: {line}" for line in report.unchecked]
-    lines += [f"  note: {line}" for line in report.notes]
-    if report.found_in:
-        lines.append(f"  note: found in {report.found_in} alone")
-    if report.replay:
-        lines.append(f"  replay: {report.replay}")
-    return "\n".join(lines)
+    """Returns everything that a report knows, but for the details of large trees."""
+    return "\n".join(_lines(document(report)))
 
 
-def _of_rule(rule: Rule, findings: list[Finding]) -> list[str]:
-    lines = [f"{rule.kind} {rule.name}: {rules.whereabouts(rule)}"]
-    told = [_line(f) for f in findings if not rules.is_summed_up(f)]
-    summary = rules.passed_checks(findings)
-    return lines + [f"  {line}" for line in [*told, summary] if line]
+def _lines(told: Document) -> Iterator[str]:
+    yield f"{told.verdict.value}: {told.call}"
+    if told.summary or told.verdict is Verdict.NOT_CHECKED:
+        yield f"  {told.headline}"
+    yield from (f"  {line}" for line in told.summary if line.label != "Or")
+    if told.summary:
+        yield ""
+    for section in told.sections:
+        for block in section.blocks:
+            if is_told(section, block):
+                yield from (f"  {line}" for line in block_lines(block))
 
 
-def _headline(report: Report, chief: Finding) -> str:
-    where = _where(chief)
-    if chief.rule is not None:
-        return rules.headline(chief.rule, chief, where)
-    if cells.speaks_of(report):
-        return cells.headline(report, chief, where)
-    if report.verdict is Verdict.INCONCLUSIVE:
-        return f"nothing can be concluded about {report.subject} at {where}."
-    kind = {1: "gradient", 2: "second derivative"}[chief.order]
-    if report.assertion in _KINDS:
-        kind = _KINDS[report.assertion]
-        where = where.removesuffix(f", {_MODES['fwd']}")
-    if report.assertion == "assert_grads_agree":
-        if chief.gap is Gap.VALUE:
-            return f"{report.subject} and the reference differ in value: {where}."
-        if chief.gap is Gap.FORMULA:
-            return (
-                f"the gradient of {report.subject} is not the reference's at {where}."
-            )
-    if chief.gap in _HEADLINES:
-        return _HEADLINES[chief.gap].format(
-            subject=report.subject, where=where, name=chief.name, kind=kind
-        )
-    return f"the {kind} of {report.subject} is wrong at {where}."
+def is_told(section: Section, block: Block) -> bool:
+    """Whether a block adds to the summary, and is no detail of large arrays."""
+    if section.is_summed_up:
+        return False
+    if isinstance(block, Guess):  # the summary has the likeliest
+        return block.label == "Or"
+    return not section.is_detail or isinstance(block, Facts)
 
 
-def _where(finding: Finding) -> str:
-    kind = f" ({finding.dtype}{list(finding.shape)})" if finding.dtype else ""
-    mode = f", {_MODES[finding.mode]}" if finding.mode == "fwd" else ""
-    return f"{finding.name}{kind}{mode}"
+def block_lines(block: Block) -> list[str]:
+    """Returns a block as lines of text; of a picture, none."""
+    match block:
+        case Sentence():
+            return [str(block)]
+        case Facts(pairs, is_minor=True):
+            told = ", ".join(f"{name} {value}" for name, value in pairs)
+            return textwrap.wrap(f"ran with: {told}", 96, subsequent_indent="  ")
+        case Facts(pairs):
+            return [f"{name}: {value}" for name, value in pairs]
+        case Guess():
+            likelihood = f" ({block.likelihood:.0%})" if block.likelihood < 1 else ""
+            return [f"{block.label}{likelihood}: {block.says}; {block.remedy}."]
+        case Table():
+            return table_lines(block)
+        case Code():
+            return code_lines(block)
+        case Notes(items, label):
+            shown = [f"{label}: {item}" for item in items[:_MOST_NOTES]]
+            more = len(items) - _MOST_NOTES
+            return shown + [f"{label}: and {more:,} more"] * (more > 0)
+    return []
 
 
-def _numbers(finding: Finding) -> list[str]:
-    if finding.verdict is Verdict.INCONCLUSIVE and not finding.size:
-        return []
-    parts = []
-    if finding.entry is not None:
-        parts.append(_entry(finding, finding.entry))
-    if finding.gap not in _GAPS or not math.isfinite(finding.size):
-        return parts
-    judge = {
-        "exact": "rule-free autodiff in float64, confirmed by differences",
-        "measured": "differences in float64",
-    }.get(finding.judged_by)
-    by = f"; judged by {judge}" if judge and finding.gap is Gap.FORMULA else ""
-    parts.append(
-        f"{_GAPS[finding.gap]} {finding.size:.3g}, allowed {finding.allowed:.1g}{by}."
-    )
-    return parts
+def table_lines(table: Table) -> list[str]:
+    """Returns the heads, the rows that are shown, and what is said of the others."""
+    rows = [table.heads]
+    for row in table.rows[: table.shown]:
+        *first, last = row.cells
+        rows.append((*(legible.shortened(cell, _WIDEST) for cell in first), last))
+    widths = [max(len(cells[i]) for cells in rows) for i in range(len(table.heads))]
+    lines = []
+    for cells in rows:
+        padded = [
+            text.rjust(width) if i in table.numeric else text.ljust(width)
+            for i, (text, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return [*lines, table.rest] if table.rest else lines
 
 
-def _entry(finding: Finding, entry: Entry) -> str:
-    index = f"[{', '.join(map(str, entry.index))}]" if entry.index else ""
-    place = f"{entry.of or finding.name}{index}"
-    if finding.gap is Gap.FINITE:
-        return f"{place}: {entry.claimed:.6g}."
-    judge = "reference" if finding.gap is Gap.CLOSE else "true"
-    if entry.true is None:
-        return f"{place}: claimed {entry.claimed:.6g}."
-    for digits in (6, 10, 17):  # as many as tell the two apart
-        claimed, true = f"{entry.claimed:.{digits}g}", f"{entry.true:.{digits}g}"
-        if claimed != true:
-            break
-    return f"{place}: claimed {claimed}, {judge} {true}."
-
-
-def _others(report: Report, findings: list[Finding], chief: Finding) -> str:
-    others = list(dict.fromkeys(f.name for f in findings if f.name != chief.name))
-    bad = {f.name for f in report.findings if f.verdict is not Verdict.PASS}
-    right = len({f.name for f in report.findings if f.mode == "rev"} - bad)
-    if not others:
-        return f"The other {right} leaves are right." if right > 1 else ""
-    named = ", ".join(others[:_OTHERS_NAMED])
-    more = f" and {len(others) - _OTHERS_NAMED} more" * (len(others) > _OTHERS_NAMED)
-    word = "Wrong" if report.verdict is Verdict.FAIL else "Open"
-    rest = f"; right: {right}" if right else ""
-    return f"{word} as well: {named}{more}{rest}."
-
-
-def _line(finding: Finding) -> str:
-    parts = [f"{finding.verdict.value:12s} {_where(finding)}"]
-    if finding.order > 1:
-        parts.append(f"order {finding.order}")
-    if finding.gap in _GAPS:
-        name = finding.gap.value + " gap" * (finding.gap is not Gap.CLOSE)
-        parts.append(f"{name} {finding.size:.1e} of {finding.allowed:.0e}")
-    if finding.rounding is not None:
-        gap, allowed = finding.rounding
-        parts.append(f"rounding {gap:.1e} of {allowed:.0e}")
-    if finding.approximation is not None:
-        parts.append(approximation(finding))
-    if finding.cause is not None:
-        parts.append(finding.cause.name)
-    parts += finding.notes
-    return "; ".join(parts)
-
-
-def approximation(finding: Finding) -> str:
-    """Returns the sentence about a gap that is an approximation, with its numbers."""
-    found = finding.approximation
-    assert found is not None
-    if found.retraced is not None:
-        rounding = f", rounding {finding.rounding[0]:.1e}" if finding.rounding else ""
-        return (
-            f"approximate, not wrong: gap {found.lifted:.1e} as computed for "
-            f"{finding.dtype}, {found.retraced:.1e} when traced in float64{rounding}"
-        )
-    return (
-        f"constants rounded to half precision: gap {found.lifted:.1e}, "
-        f"explained up to {3 * (found.literals or 0.0):.1e}"
-    )
+def code_lines(code: Code) -> list[str]:
+    """Returns numbered lines, with a mark at the one that is meant."""
+    numbers = range(code.first, code.first + len(code.lines))
+    width = len(str(numbers.stop))
+    return [
+        f"{'>' if number == code.marked else ' '} {number:{width}d}  "
+        f"{legible.shortened(line, legible.NAME)}".rstrip()
+        for number, line in zip(numbers, code.lines, strict=True)
+    ]

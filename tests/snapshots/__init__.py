@@ -1,0 +1,1 @@
+"""Whole reports, stored as text, JSON and HTML, of one failure of each kind."""
