@@ -6,12 +6,15 @@ wrong (task 4) or right but approximate (task 2), which the comparison could not
 Here each gradient is tried at five different points, and each row says what it is.
 
 Run with `python examples/homework.py`. It exits with 0 where every verdict is the
-expected one.
+expected one. The graph of task 1, which the notebook drew, is written to the file that
+is named after the command, such as `task1.svg`, or to the folder of temporary files.
 """
 
 import dataclasses
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -170,8 +173,17 @@ def row(exercise: Exercise, report: gradtest.Report) -> tuple[str, ...]:
     )
 
 
-def main(exercises: Sequence[Exercise] = EXERCISES) -> int:
-    """Prints the table; returns the exit status."""
+def draw_task1(file: Path) -> str:
+    """Draws the graph of task 1; returns what to say of it."""
+    picture = gradtest.graph(task1, VECTOR, VECTOR, title="exp(-(sin x - cos y)²)")
+    try:
+        return f"The graph of task 1 is in {picture.save(file)}."
+    except gradtest.GraphvizError as error:  # the graph is written, not drawn
+        return str(error)
+
+
+def main(exercises: Sequence[Exercise] = EXERCISES, file: Path | None = None) -> int:
+    """Prints the table and draws task 1 into a file; returns the exit status."""
     table = Table(title=f"Homework gradients, each at {TRIALS} points", show_lines=True)
     for heading in ("task", "function", "gradient"):
         table.add_column(heading)
@@ -188,6 +200,8 @@ def main(exercises: Sequence[Exercise] = EXERCISES) -> int:
     console.width = max(console.width, NARROWEST)
     console.print(table)
     console.print("Task 3 is empty in the notebook, and left out.")
+    file = file or Path(tempfile.gettempdir(), "homework_task1.svg")
+    console.print(draw_task1(file), markup=False, soft_wrap=True)
     surprises = [
         f"task {exercise.task}: {report.verdict.value}, not {exercise.expected.value}"
         for exercise, report in zip(exercises, reports, strict=True)
@@ -198,4 +212,4 @@ def main(exercises: Sequence[Exercise] = EXERCISES) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(file=Path(sys.argv[1]) if sys.argv[1:] else None))

@@ -7,6 +7,10 @@ the pmap variant; `XLA_FLAGS=--xla_force_host_platform_device_count=8` simulates
 import contextlib
 import dataclasses
 import io
+import os
+import pathlib
+import tempfile
+from unittest import mock
 
 import chex
 import homework
@@ -103,6 +107,23 @@ class HomeworkTableTest(absltest.TestCase):
             self.assertEqual(homework.main([last]), 0)
             self.assertEqual(homework.main([last, surprise]), 1)
         self.assertIn("task 5: PASS, not FAIL", printed.getvalue())
+
+
+class HomeworkGraphTest(absltest.TestCase):
+    def test_task_1_is_drawn_with_the_names_of_its_operations(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        file = pathlib.Path(folder, "task1.dot")
+        self.assertIn(str(file), homework.draw_task1(file))
+        text = file.read_text(encoding="utf-8")
+        for operation in ("sin", "cos", "sub", "neg", "exp"):
+            self.assertIn(f'label="{operation}"', text)
+
+    def test_without_graphviz_the_graph_is_written_and_the_remedy_said(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        with mock.patch.dict(os.environ, PATH=""):
+            said = homework.draw_task1(pathlib.Path(folder, "task1.svg"))
+        self.assertIn("apt-get install graphviz", said)
+        self.assertTrue(pathlib.Path(folder, "task1.dot").is_file())
 
 
 if __name__ == "__main__":

@@ -158,10 +158,10 @@ def read_inputs(
     """
     if not callable(fn):
         raise TypeError(f"`fn` must be callable, got {fn!r}.")
-    wanted = _read_argnums(argnums, len(args))
+    wanted = read_argnums(argnums, len(args))
     flat, treedef = jax.tree_util.tree_flatten_with_path(args, is_leaf=_is_leaf)
     if names is None:
-        names = _argument_names(fn, len(args))
+        names = argument_names(fn, len(args))
     excluded = _Exclusion(exclude)
     leaves = []
     for path, value in flat:
@@ -198,7 +198,8 @@ def _is_leaf(value: Any) -> bool:
     return value is None or _is_drawn(value)
 
 
-def _read_argnums(argnums: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+def read_argnums(argnums: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """Returns the positions that `argnums` names among so many arguments."""
     if argnums is None:
         return tuple(range(count))
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
@@ -218,7 +219,7 @@ def _read_argnums(argnums: int | Sequence[int] | None, count: int) -> tuple[int,
     return read
 
 
-def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
+def argument_names(fn: Callable[..., Any], count: int) -> list[str]:
     """Returns the parameter names of `fn`, or `args[i]` where it has none."""
     names: list[str] = []
     try:
