@@ -15,12 +15,13 @@ RUN_TIME = [
     "chex>=0.1.92",
     "absl-py>=2.5",
 ]
-PLOTS = ["matplotlib>=3.10,<4", "graphviz>=0.21,<1"]
+PLOTS = ["matplotlib>=3.10,<4"]
 # The handwritten digits that an example trains on: a data set that is installed, not
 # downloaded. Nothing else of scikit-learn is used, so its newest version will do.
 EXAMPLES = ["scikit-learn>=1.6,<2"]
-# The examples are tested too.
-TEST = ["pytest>=9.1,<10", *EXAMPLES]
+# The examples are tested too; the pytest plugin also with workers, and the pictures of a
+# report are drawn.
+TEST = ["pytest>=9.1,<10", "pytest-xdist>=3.8,<4", *EXAMPLES, *PLOTS]
 # A new release of a linter or a type checker may refuse what passed yesterday.
 LINT = ["ruff>=0.17.6,<0.18", "mypy>=2.4,<2.5"]
 
@@ -41,6 +42,10 @@ setup(
         "examples": EXAMPLES,
         "test": TEST,
         "dev": TEST + LINT,
+    },
+    entry_points={
+        "console_scripts": ["gradtest = gradtest._src.cli:main"],
+        "pytest11": ["gradtest = gradtest.pytest_plugin"],
     },
     zip_safe=False,
 )

@@ -1,27 +1,28 @@
-"""Chex-style assertions that a gradient is right: for JAX, Flax and Optax projects."""
+"""Chex-style assertions that a gradient is right: for JAX, Flax and Optax projects.
 
-from gradtest import domains as domains
-from gradtest._src.asserts import assert_autodiff_matches as assert_autodiff_matches
-from gradtest._src.asserts import (
-    assert_custom_rules_match as assert_custom_rules_match,
-)
-from gradtest._src.asserts import assert_grad_matches as assert_grad_matches
-from gradtest._src.asserts import check as check
-from gradtest._src.findings import Finding as Finding
-from gradtest._src.findings import GradientInconclusive as GradientInconclusive
-from gradtest._src.findings import GradientMismatch as GradientMismatch
-from gradtest._src.findings import Report as Report
-from gradtest._src.findings import Verdict as Verdict
-from gradtest._src.gradients import assert_grads_close as assert_grads_close
-from gradtest._src.gradients import assert_grads_finite as assert_grads_finite
-from gradtest._src.gradients import assert_grads_flow as assert_grads_flow
-from gradtest._src.intentions import vjp as vjp
-from gradtest._src.parallel.assertion import (
-    assert_parallel_grads_match as assert_parallel_grads_match,
-)
-from gradtest._src.products import assert_grads_agree as assert_grads_agree
-from gradtest._src.products import assert_hvp_matches as assert_hvp_matches
-from gradtest._src.products import assert_jvp_matches as assert_jvp_matches
-from gradtest._src.products import assert_transpose_matches as assert_transpose_matches
-from gradtest._src.products import assert_vjp_matches as assert_vjp_matches
-from gradtest._src.variants_agree import assert_variants_agree as assert_variants_agree
+The names are those of `gradtest._src.public`. It is imported when one of them is first
+used, so that the pytest plugin and the command line start without JAX.
+"""
+
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from gradtest._src.public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> _typing.Any:
+        if name == "domains":  # which what is public itself imports
+            return _importlib.import_module("gradtest.domains")
+        if not name.startswith("_"):
+            from gradtest._src import public
+
+            if hasattr(public, name):
+                return getattr(public, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        from gradtest._src import public
+
+        names = {name for name in vars(public) if not name.startswith("_")}
+        return sorted(globals().keys() | names)

@@ -20,7 +20,10 @@ from absl import flags
 from absl.testing import absltest
 
 import gradtest
+from gradtest._src import session
+from gradtest._src.undeclared import outputs_of
 
+_OUTPUTS = "TEST_UNDECLARED_OUTPUTS_DIR"
 _SEED = "test_random_seed"
 
 
@@ -28,6 +31,7 @@ def _method(name: str) -> Callable[..., Any]:
     """Returns a method that calls an assertion, looked up when it is called."""
 
     def method(self: TestCase, *args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
         return self._asserted(name, args, options)
 
     method.__doc__ = f"Asserts what `gradtest.{name}` does, and returns its report."
@@ -40,8 +44,14 @@ class TestCase(absltest.TestCase):
     It stands alone or beside other classes, `chex.TestCase` and
     `parameterized.TestCase` among them. The methods take and return what the functions
     do; `variant=self.variant` runs a derivative under a Chex variant. `key` is by
-    default absltest's `--test_random_seed`. What fails is the test's
+    default pytest's `--gradtest-seed`, or else absltest's `--test_random_seed`, also
+    where a test calls gradtest's functions. What fails is the test's
     `failureException` with the report as `.report`, and its last line replays the test.
+
+    Where the variable `TEST_UNDECLARED_OUTPUTS_DIR` names a directory, as under Bazel,
+    it gets an HTML and a JSON file of each report that fails a test, whether a method
+    or a function of gradtest's has raised it, and `gradtest_summary.json`: what the
+    tests of this process have checked so far.
     """
 
     assertGradMatches = _method("assert_grad_matches")
@@ -58,13 +68,30 @@ class TestCase(absltest.TestCase):
     assertGradsFinite = _method("assert_grads_finite")
     assertGradsFlow = _method("assert_grads_flow")
 
+    def run(self, result: Any = None) -> Any:
+        """Runs the test with its seed; keeps what fails where a directory is named."""
+        folder = os.environ.get(_OUTPUTS)
+        with session.using(key=self.gradtest_seed()):
+            if not folder:
+                return super().run(result)
+            result = self.defaultTestResult() if result is None else result
+            with outputs_of(folder).watching(result) as watched:
+                super().run(watched)
+            return result
+
+    def gradtest_seed(self) -> Any:
+        """Returns the key of the assertions in this test that are given none."""
+        chosen = session.chosen().key
+        return flags.FLAGS[_SEED].value if chosen is None else chosen
+
     def _asserted(
         self, name: str, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
+        __tracebackhide__ = True
         assertion = getattr(gradtest, name)
         has_key = "key" in inspect.signature(assertion).parameters
-        seed = flags.FLAGS[_SEED].value
-        is_seeded = has_key and "key" not in options
+        seed = self.gradtest_seed()
+        is_seeded = has_key and options.get("key") is None
         if is_seeded:
             options = {**options, "key": seed}
         try:

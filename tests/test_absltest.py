@@ -1,8 +1,11 @@
 """The TestCase for absltest: its methods, its replay line, what it stands beside."""
 
+import json
 import os
 import subprocess
 import sys
+import unittest
+import warnings
 from pathlib import Path
 
 import chex
@@ -233,6 +236,133 @@ def test_chex_asks_for_several_devices_where_its_flag_says_so(tmp_path):
     code, printed = _run(tmp_path, _UNDER_VARIANTS, *flags, devices=2)
     assert code == 0, printed
     assert "skipped" not in printed
+
+
+_SEEDED = """
+import gradtest, gradtest.absltest
+import numpy as np
+from absl.testing import absltest
+
+class SeedTest(gradtest.absltest.TestCase):
+    def test_it(self):
+        function = gradtest.assert_grads_finite(lambda x: x, np.float32(1))
+        method = self.assertGradsFinite(lambda x: x, np.float32(1), key=None)
+        own = self.assertGradsFinite(lambda x: x, np.float32(1), key=2)
+        keys = [each.key for each in (function, method, own)]
+        self.assertEqual(keys, ["5", "5", "2"])
+
+if __name__ == "__main__":
+    absltest.main()
+"""
+
+
+def test_the_seed_is_that_of_functions_and_methods(tmp_path):
+    code, printed = _run(tmp_path, _SEEDED, "--test_random_seed=5")
+    assert code == 0, printed
+
+
+ONE = {"w": np.ones(3, np.float32)}
+
+
+def _outputs_test():
+    """Returns a class whose tests are run below, and by no runner of this file."""
+
+    class OutputsTest(gradtest.absltest.TestCase, parameterized.TestCase):
+        def test_method(self):
+            self.assertGradsClose(wrong(ONE["w"]), ONE["w"])
+
+        def test_function(self):
+            gradtest.assert_grads_close(wrong(ONE["w"]), ONE["w"])
+
+        def test_parts(self):
+            for factor in (1, 2, 3):
+                with self.subTest(factor=factor):
+                    gradtest.assert_grads_close({"w": factor * ONE["w"]}, ONE)
+
+        def test_right(self):
+            self.assertGradsClose(ONE, ONE)
+
+        def test_caught(self):
+            with pytest.raises(gradtest.GradientMismatch):
+                self.assertGradsClose(wrong(ONE["w"]), ONE["w"])
+
+        @absltest.expectedFailure
+        def test_known(self):
+            self.assertGradsClose(wrong(ONE["w"]), ONE["w"])
+
+        @parameterized.named_parameters(("_up", "../../up"), ("_kind", "<script>"))
+        def test_kind(self, name):
+            with self.subTest(name):
+                self.assertGradsClose(
+                    wrong(ONE["w"]), ONE["w"], exception_type=KeyError
+                )
+
+        def test_other(self):
+            self.fail("not of gradtest's")
+
+    return OutputsTest
+
+
+def _result_of(*names):
+    """Runs those tests as unittest does."""
+    result = unittest.TestResult()
+    unittest.TestSuite(map(_outputs_test(), names)).run(result)
+    return result
+
+
+@pytest.mark.core
+def test_each_failure_leaves_a_page_and_a_record(tmp_path, monkeypatch):
+    folder = tmp_path / "made" / "for" / "it"
+    monkeypatch.setenv("TEST_UNDECLARED_OUTPUTS_DIR", str(folder))
+    names = ("method", "function", "parts", "right", "caught", "known", "other")
+    result = _result_of(*(f"test_{name}" for name in names))
+    assert (result.testsRun, len(result.failures), len(result.errors)) == (7, 5, 0)
+    pages = {path.stem for path in folder.glob("*.html")}
+    records = {path.stem for path in folder.glob("*.json")} - {"gradtest_summary"}
+    assert len(pages) == 4
+    assert pages == records
+    for name in records:
+        record = (folder / f"{name}.json").read_text(encoding="utf-8")
+        report = gradtest.Report.from_json(record)
+        assert report.verdict is gradtest.Verdict.FAIL
+        assert report.key == "0"  # this assertion draws nothing
+    summary = json.loads((folder / "gradtest_summary.json").read_text())
+    assert summary["failures"] == 5
+    assert summary["line"] == (
+        "gradtest: 8 gradients checked, 0 rules audited, smallest visible error "
+        "1.6e-5, 4 wrong, 2 wrong in tests that did not fail"
+    )
+
+
+def test_hostile_names_stay_in_the_directory(tmp_path, monkeypatch):
+    folder = tmp_path / "outputs"
+    monkeypatch.setenv("TEST_UNDECLARED_OUTPUTS_DIR", str(folder))
+    result = _result_of("test_kind_up", "test_kind_kind")
+    assert len(result.errors) == 2  # KeyError is no failure in unittest's words
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    assert len(list(folder.iterdir())) == 5
+
+
+def test_nothing_is_written_where_no_directory_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("TEST_UNDECLARED_OUTPUTS_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert len(_result_of("test_method").failures) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("action", ["default", "error"])
+def test_a_directory_that_cannot_be_written_fails_no_test(
+    tmp_path, monkeypatch, action
+):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "below"
+    monkeypatch.setenv("TEST_UNDECLARED_OUTPUTS_DIR", str(folder))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter(action)
+        result = _result_of("test_right", "test_method")
+    assert (len(result.failures), len(result.errors)) == (1, 0)
+    if action == "default":
+        assert any("gradtest can't write to" in str(each.message) for each in caught)
 
 
 if __name__ == "__main__":

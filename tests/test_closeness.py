@@ -43,7 +43,8 @@ BROKEN = {
     "zero gradient": (0 * VECTOR, VECTOR),
     "gradient where none is": (VECTOR, 0 * VECTOR),
     "some entries wrong": (VECTOR.at[1].add(1.0), VECTOR),
-    "different": (VECTOR[::-1], VECTOR),
+    "reordered": (VECTOR[::-1], VECTOR),
+    "different": (VECTOR[::-1] * jnp.exp(VECTOR), VECTOR),
 }
 
 

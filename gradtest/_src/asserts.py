@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradtest._src import session
 from gradtest._src.audit import ProgramAudit
+from gradtest._src.blame import AutodiffCheck
 from gradtest._src.check import Check
 from gradtest._src.claiming import autodiff_claims, hand_written_claims
 from gradtest._src.findings import Report
@@ -28,8 +30,8 @@ def assert_grad_matches(
     *args: PyTree,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -57,8 +59,10 @@ def assert_grad_matches(
         A complex gradient follows JAX: df/dx - i df/dy for z = x + iy.
       argnums: Which argument, or arguments, `grad_fn` differentiates.
       has_aux: Whether `fn` returns auxiliary data.
-      trials: How many points and directions to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points and directions to try. None: 1, or what
+        pytest's `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves (`params['bias']`) or sub-trees that are not checked;
@@ -108,8 +112,8 @@ def assert_autodiff_matches(
     order: int = 1,
     modes: Sequence[str] | None = None,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -131,8 +135,10 @@ def assert_autodiff_matches(
       modes: Some of "rev" and "fwd"; None takes every mode that `fn` supports, and
         the report says which (a `custom_vjp` has no forward mode: that is no error).
       has_aux: Whether `fn` returns a pair of result and auxiliary data.
-      trials: How many points, cotangents and directions to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points, cotangents and directions to try. None: 1, or what
+        pytest's `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists them.
@@ -168,7 +174,7 @@ def assert_autodiff_matches(
     name, chosen = "assert_autodiff_matches", Keywords.of(locals())
 
     def make_check(options: Options) -> Check:
-        return Check(fn, args, autodiff_claims(options), options)
+        return AutodiffCheck(fn, args, autodiff_claims(options), options)
 
     subject = Subject(args, (fn,), lambda o: traced_claims.autodiff(fn, args, o))
     return settled(name, fn, chosen, make_check, subject)
@@ -183,8 +189,8 @@ def assert_custom_rules_match(
     argnums: int | Sequence[int] | None = None,
     order: int = 2,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -217,8 +223,10 @@ def assert_custom_rules_match(
         where these reach them. None takes each with a float or complex leaf.
       order: 2, or 1 to leave the rules' second derivatives out.
       has_aux: Whether `fn` returns a pair of result and auxiliary data.
-      trials: How many points to draw.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points to draw. None: 1, or what pytest's
+        `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees of `args` that are held.
@@ -291,6 +299,7 @@ def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
             )
 
     def make_check(options: Options) -> Check:
-        return Check(fn, args, autodiff_claims(options), options)
+        return AutodiffCheck(fn, args, autodiff_claims(options), options)
 
-    return reported("check", fn, Options(**options), make_check)
+    chosen = Options(**session.with_defaults(options))
+    return session.tell(reported("check", fn, chosen, make_check))

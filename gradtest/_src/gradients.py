@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradtest._src import backward, closeness, seeding, variants
+from gradtest._src import backward, closeness, seeding, session, variants
 from gradtest._src.backward import Backward
 from gradtest._src.findings import Report, Verdict, worst
 from gradtest._src.job import agreement as processes
@@ -81,7 +81,7 @@ def assert_grads_close(
     if rtol is not None and not 0 < rtol < 1:
         raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol!r}.")
     if variants.asserts_are_disabled():
-        return Report(name, "claimed", Verdict.NOT_CHECKED)
+        return session.tell(Report(name, "claimed", Verdict.NOT_CHECKED))
     if in_trace.is_traced((claimed, reference)):
         subject = in_trace.Subject(
             (), (), lambda o: traced_runs.close(claimed, reference, rtol)
@@ -103,8 +103,8 @@ def assert_grads_finite(
     *args: PyTree,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     exclude: Sequence[str] = (),
     variant: Callable[..., Any] | None = None,
     inconclusive: Inconclusive = "raise",
@@ -125,8 +125,9 @@ def assert_grads_finite(
       argnums: Arguments to differentiate; None takes each with a float or complex leaf.
       has_aux: Whether `fn` returns a pair of result and auxiliary data.
       trials: How many points and cotangents to try; the cotangent of a function of one
-        real number is 1.
-      key: An integer or a JAX key: fixes every draw.
+        real number is 1. None: 1, or what pytest's `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       exclude: Names of leaves (`params['bias']`) or sub-trees that are not checked; the
         report lists them.
       variant: A chex variant (`self.variant`) or transformation that the gradient runs
@@ -163,8 +164,8 @@ def assert_grads_finite(
         exception_type,
     )  # fmt: skip
     options = Options(
-        argnums=argnums, has_aux=has_aux, trials=trials, key=key, exclude=exclude,
-        variant=variant,
+        argnums=argnums, has_aux=has_aux, exclude=exclude, variant=variant,
+        **session.with_defaults({"trials": trials, "key": key}),
     )  # fmt: skip
     subject = in_trace.Subject(args, (fn,), lambda o: traced_runs.finite(fn, args, o))
     return _assert("assert_grads_finite", fn, args, options, backward.judge_finite,
@@ -177,8 +178,8 @@ def assert_grads_flow(
     params: PyTree,
     *args: PyTree,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     exclude: Sequence[str] = (),
     variant: Callable[..., Any] | None = None,
     inconclusive: Inconclusive = "raise",
@@ -202,8 +203,10 @@ def assert_grads_flow(
         `gradtest.domains` entries; the last two are drawn anew in each trial. They are
         held, not differentiated.
       has_aux: Whether `fn` returns a pair of the loss and auxiliary data.
-      trials: How many points to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points to try. None: 1, or what pytest's
+        `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       exclude: Names of leaves (`params['bias']`) or sub-trees that are frozen; the
         report lists them.
       variant: A chex variant (`self.variant`) or transformation that the gradient runs
@@ -240,8 +243,8 @@ def assert_grads_flow(
         exception_type,
     )  # fmt: skip
     options = Options(
-        argnums=0, has_aux=has_aux, trials=trials, key=key, exclude=exclude,
-        variant=variant,
+        argnums=0, has_aux=has_aux, exclude=exclude, variant=variant,
+        **session.with_defaults({"trials": trials, "key": key}),
     )  # fmt: skip
     subject = in_trace.Subject(
         (params, args), (fn,), lambda o: traced_runs.flow(fn, (params, *args), o)
@@ -266,8 +269,8 @@ def _assert(
         )
     if variants.asserts_are_disabled():
         subject = getattr(fn, "__name__", type(fn).__name__)
-        return Report(name, subject, Verdict.NOT_CHECKED,
-                      key=seeding.describe(options.key))  # fmt: skip
+        key = seeding.describe(options.key)
+        return session.tell(Report(name, subject, Verdict.NOT_CHECKED, key=key))
     if traced.is_traced():
         return in_trace.add_checks(name, traced, options, inconclusive, messages)
     with naming_what_chex_refuses(name, fn):

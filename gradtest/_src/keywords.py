@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 
-from gradtest._src import seeding, variants
+from gradtest._src import seeding, session, variants
 from gradtest._src.devices import homes
 from gradtest._src.environment import environment
 from gradtest._src.findings import Cause, Finding, Gap, Report, Verdict
@@ -56,7 +56,8 @@ class Keywords:
             }
             for kind in (Options, MessageOptions)
         )
-        return cls(Options(**options), MessageOptions(**messages), inconclusive)
+        chosen = Options(**session.with_defaults(options))
+        return cls(chosen, MessageOptions(**messages), inconclusive)
 
 
 def require_callable(role: str, function: Any) -> None:
@@ -79,7 +80,7 @@ def settled(
     options = chosen.options
     if variants.asserts_are_disabled():
         key = seeding.describe(options.key)
-        return Report(name, _name(fn), Verdict.NOT_CHECKED, key=key)
+        return session.tell(Report(name, _name(fn), Verdict.NOT_CHECKED, key=key))
     if subject is not None and subject.is_traced():
         return in_trace.add_checks(
             name, subject, options, chosen.inconclusive, chosen.messages
@@ -151,7 +152,7 @@ def settle(
 
     Of several processes' reports it is the one that all of them go by.
     """
-    report = processes.agree(report)
+    report = session.tell(processes.agree(report))
     if report.verdict in (Verdict.PASS, Verdict.NOT_CHECKED):
         return report
     error = messages.error(name, text.message(report), report)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradtest._src import seeding
+from gradtest._src import seeding, session
 from gradtest._src.intentions import Intentions, check_intentions
 
 MODES = ("rev", "fwd")
@@ -19,8 +19,8 @@ class Options:
 
     argnums: int | Sequence[int] | None = None
     has_aux: bool = False
-    trials: int = 1
-    key: Any = 0
+    trials: int = dataclasses.field(default_factory=session.trials)
+    key: Any = dataclasses.field(default_factory=session.key)
     order: int = 1
     modes: Sequence[str] | None = None
     rtol: float = DEFAULT_RTOL

@@ -24,8 +24,8 @@ def assert_vjp_matches(
     *args: PyTree,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -55,8 +55,10 @@ def assert_vjp_matches(
       argnums: Arguments to differentiate; None takes each with a float or complex
         leaf.
       has_aux: Whether `fn` returns a pair of result and auxiliary data.
-      trials: How many points, cotangents and directions to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points, cotangents and directions to try. None: 1, or what
+        pytest's `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists
@@ -113,8 +115,8 @@ def assert_jvp_matches(
     *args: PyTree,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -140,8 +142,10 @@ def assert_jvp_matches(
       argnums: Arguments to differentiate; None takes each with a float or complex
         leaf.
       has_aux: Whether `fn` returns a pair of result and auxiliary data.
-      trials: How many points, cotangents and directions to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points, cotangents and directions to try. None: 1, or what
+        pytest's `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists
@@ -197,8 +201,8 @@ def assert_hvp_matches(
     *args: PyTree,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -225,8 +229,10 @@ def assert_hvp_matches(
       argnums: Arguments to differentiate; None takes each with a float or complex
         leaf.
       has_aux: Whether `fn` returns a pair of result and auxiliary data.
-      trials: How many points, cotangents and directions to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points, cotangents and directions to try. None: 1, or what
+        pytest's `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists
@@ -283,8 +289,8 @@ def assert_transpose_matches(
     transpose_fn: Callable[[PyTree], PyTree],
     x: PyTree,
     *,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -311,8 +317,10 @@ def assert_transpose_matches(
         `jax.linear_transpose` has it.
       x: A tree of arrays, `jax.ShapeDtypeStruct` or `gradtest.domains` entries;
         the last two are drawn anew in each trial.
-      trials: How many points, cotangents and directions to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points, cotangents and directions to try. None: 1, or what
+        pytest's `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists
@@ -371,8 +379,8 @@ def assert_grads_agree(
     *args: PyTree,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -401,8 +409,10 @@ def assert_grads_agree(
       argnums: Arguments to differentiate; None takes each with a float or complex
         leaf.
       has_aux: Whether both return a pair of result and auxiliary data.
-      trials: How many points, cotangents and directions to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points, cotangents and directions to try. None: 1, or what
+        pytest's `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists

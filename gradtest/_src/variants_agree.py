@@ -28,8 +28,8 @@ def assert_variants_agree(
     | None = None,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -77,8 +77,10 @@ def assert_variants_agree(
         lists what can't, with what would make it possible.
       argnums: Arguments to differentiate; None takes each with a float or complex leaf.
       has_aux: Whether `fn` returns a pair of result and auxiliary data.
-      trials: How many sets of points and cotangents to try.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many sets of points and cotangents to try. None: 1, or what pytest's
+        `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative difference of a leaf in float64; never scaled by its size.
       rounding_rtol: Allowed relative difference in working precision, in place of what
         is measured.

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from gradtest._src import jaxprs, seeding
+from gradtest._src import jaxprs, seeding, session
 from gradtest._src.devices import spanning
 from gradtest._src.findings import Report, Verdict
 from gradtest._src.jaxprs import Job
@@ -64,21 +64,36 @@ def agreed(
     @functools.wraps(assertion)
     def in_all(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         job = jaxprs.current_job()
-        if job is None:
-            return assertion(*args, **kwargs)
-        outermost = _current.get() is None
-        call = _Call(job, assertion.__name__, args, kwargs) if outermost else None
-        token = _current.set(call or _ALONE)
         try:
-            return assertion(*args, **kwargs)
-        except BaseException as error:
-            if call is not None:
-                call.leave(error)
+            if job is None:
+                return assertion(*args, **kwargs)
+            return _together(job, assertion, args, kwargs)
+        except Exception as error:
+            if isinstance(vars(error).get("report"), Report):
+                session.hide_frames(error.__traceback__)
             raise
-        finally:
-            _current.reset(token)
 
     return in_all
+
+
+def _together(
+    job: Job,
+    assertion: Callable[..., _Result],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> _Result:
+    """Runs an assertion as one of the processes of a job."""
+    outermost = _current.get() is None
+    call = _Call(job, assertion.__name__, args, kwargs) if outermost else None
+    token = _current.set(call or _ALONE)
+    try:
+        return assertion(*args, **kwargs)
+    except BaseException as error:
+        if call is not None:
+            call.leave(error)
+        raise
+    finally:
+        _current.reset(token)
 
 
 def meet() -> None:
@@ -152,7 +167,9 @@ class _Call:
     def agree(self, report: Report) -> Report:
         """Posts a verdict, and picks the one that counts."""
         verdict = report.verdict
-        told = None if verdict is Verdict.PASS else report
+        told = None
+        if verdict is not Verdict.PASS:  # arrays stay where they are
+            told = dataclasses.replace(report, exhibits=(), inputs=())
         posts = self._exchange(_DONE, _Post(verdict=verdict, report=told))
         self._raise_errors(posts)
         found = [post.verdict for post in posts if post.verdict is not None]
@@ -160,7 +177,8 @@ class _Call:
         if gravest is Verdict.PASS:
             return report
         ranks = [i for i, post in enumerate(posts) if post.verdict is gravest]
-        chosen = posts[ranks[0]].report
+        own = verdict is gravest and ranks[0] == self._job.rank
+        chosen = report if own else posts[ranks[0]].report
         assert chosen is not None
         return chosen if len(ranks) == self._job.size else self._at(ranks, chosen)
 
@@ -308,9 +326,9 @@ def _processes(ranks: Sequence[int], size: int) -> str:
 
 def _described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[str]:
     """Describes the arguments of an assertion, but for values that are local."""
-    options = {k: v for k, v in kwargs.items() if k not in _NOT_COMPARED}
-    if "key" in options:
-        yield f"key={_described_key(options.pop('key'))}"
+    named = {k: v for k, v in kwargs.items() if k not in _NOT_COMPARED}
+    options = session.with_defaults(named)
+    yield f"key={_described_key(options.pop('key'))}"
     flat, _ = jax.tree_util.tree_flatten_with_path(
         (tuple(args), options), is_leaf=lambda leaf: leaf is None
     )

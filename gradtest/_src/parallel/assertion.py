@@ -25,8 +25,8 @@ def assert_parallel_grads_match(
     mesh: Any = None,
     *,
     has_aux: bool = False,
-    trials: int = 1,
-    key: Any = 0,
+    trials: int | None = None,
+    key: Any = None,
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
@@ -59,8 +59,10 @@ def assert_parallel_grads_match(
         not bring its own.
       has_aux: Whether `loss` returns a pair of loss and auxiliary data. A step's loss
         may come with auxiliary data in any case.
-      trials: How many points to draw.
-      key: An integer or a JAX key: fixes every draw.
+      trials: How many points to draw. None: 1, or what pytest's
+        `--gradtest-trials` says.
+      key: An integer or a JAX key: fixes every draw. None: 0, or what pytest's
+        `--gradtest-seed` says.
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists them.
