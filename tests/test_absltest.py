@@ -314,6 +314,7 @@ def _result_of(*names):
 def test_each_failure_leaves_a_page_and_a_record(tmp_path, monkeypatch):
     folder = tmp_path / "made" / "for" / "it"
     monkeypatch.setenv("TEST_UNDECLARED_OUTPUTS_DIR", str(folder))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # as by itself
     names = ("method", "function", "parts", "right", "caught", "known", "other")
     result = _result_of(*(f"test_{name}" for name in names))
     assert (result.testsRun, len(result.failures), len(result.errors)) == (7, 5, 0)

@@ -36,7 +36,7 @@ from gradtest._src.findings import (
 )
 from gradtest._src.inputs import Inputs, Point, read_inputs
 from gradtest._src.lifting import is_inexact, widen
-from gradtest._src.localise.lines import return_line
+from gradtest._src.localise.naming import return_line
 from gradtest._src.malformed import malformed, not_transposable
 from gradtest._src.options import Options
 from gradtest._src.program import Program, trace_program

@@ -23,8 +23,9 @@ from gradtest._src.rules import RuleUse
 PATIENCE, AT_LEAST = 2.0, 2.0
 # So many further causes are kept.
 _MOST_OTHERS = 3
-# Gaps that a wrong rule explains.
+# Gaps that a wrong rule explains, and what of a rule explains them.
 _EXPLAINED = (Gap.FORMULA, Gap.VALUE, Gap.ROUNDING)
+_EXPLAIN = (*_EXPLAINED, Gap.AGREEMENT)
 
 
 class AutodiffCheck(Check):
@@ -68,7 +69,8 @@ class AutodiffCheck(Check):
 
 
 def _gravest(audit: Audit) -> Finding | None:
-    wrong = [f for f in audit.findings if f.verdict is Verdict.FAIL]
+    failed = [f for f in audit.findings if f.verdict is Verdict.FAIL]
+    wrong = [f for f in failed if f.gap in _EXPLAIN]
     return max(wrong, key=lambda f: (f.gap in _EXPLAINED, f.strain), default=None)
 
 

@@ -18,7 +18,8 @@ from gradtest._src.exhibits import exhibits_of, inputs_at
 from gradtest._src.findings import Exhibit, Finding, Gap, Line, Verdict, worst
 from gradtest._src.jaxprs import RuleSource
 from gradtest._src.localise.branching import branching_line
-from gradtest._src.localise.lines import guilty_line, return_line
+from gradtest._src.localise.lines import guilty_line
+from gradtest._src.localise.naming import return_line
 
 _log = logging.getLogger("gradtest")
 

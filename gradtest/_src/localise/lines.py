@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from gradtest._src import jaxprs
 from gradtest._src.case import Case
 from gradtest._src.findings import Finding, Gap, Line, Verdict
-from gradtest._src.jaxprs import Eqn, Jaxpr, Place, RuleSource
+from gradtest._src.jaxprs import Place, RuleSource
 from gradtest._src.localise import source as sources
 from gradtest._src.localise.finite import first_not_finite
+from gradtest._src.localise.naming import (
+    BY_STRUCTURE,
+    line_at,
+    line_of,
+    return_line,
+)
 from gradtest._src.localise.precision import coarse_step
+from gradtest._src.localise.reductions import collectives, only_reduction
 from gradtest._src.localise.rewiring import taken_for_another
 from gradtest._src.localise.scene import MOST_ENTRIES, Stage, relative_gap
 from gradtest._src.localise.search import Search, Suspect, Take
@@ -33,8 +40,6 @@ _LAYOUT = frozenset(
 )  # fmt: skip
 # Causes that a mask mends, which is usually put on what is returned.
 _MASKS = ("padded entries get gradient", "wrong on one branch")
-# A line that no number speaks for, but the program's structure does.
-_BY_STRUCTURE = 0.4
 
 
 def guilty_line(
@@ -53,14 +58,14 @@ def guilty_line(
       The line; None where none is known.
     """
     if case.claim.is_apart:
-        return _reduction(case.claim.jaxpr)
+        return only_reduction(case.claim.jaxpr)
     if case.claim.devices:
         return None
     wrong = [f for f in findings if f.verdict is Verdict.FAIL]
     gaps = {finding.gap for finding in wrong}
     if gaps.isdisjoint((Gap.FORMULA, Gap.VALUE)):
         if Gap.ROUNDING in gaps:
-            return _line_of(*coarse_step(Target(case, case.claim)))
+            return line_of(*coarse_step(Target(case, case.claim)))
         return return_line(source)
     forward = case.bench.forward
     is_forward = source is not None and source.kind == "custom_jvp"
@@ -84,7 +89,7 @@ class _Finder:
             return self._stopped() or self._tied() or self._by_structure()
         if not all(np.isfinite(result).all() for result in self.target.claimed):
             step, says = first_not_finite(self.target)
-            return _line_of(step, says, 0.9) or self._by_structure()
+            return line_of(step, says, 0.9) or self._by_structure()
         if self.source is None and self.target.claim.is_autodiff:
             return self._tied()  # nothing in it is written by hand but rules
         if self._is_permuted():
@@ -138,7 +143,7 @@ class _Finder:
         )
         share = same / sum(suspect.weight for suspect in suspects)
         says = f"{suspects[0].says}, the derivative is right"
-        return _line(places[0], says, 0.95 * share)
+        return line_at(places[0], says, 0.95 * share)
 
     def _step(self, number: int) -> Step:
         return self.steps.steps[number]
@@ -233,7 +238,7 @@ class _Finder:
                     if any(abs(suspect.factor / f - 1) < 1e-6 for f in factors):
                         place = jaxprs.users_place(eqn)
                         says = f"the factor is the number of devices, {size}"
-                        return _line(place, says, 0.8)
+                        return line_at(place, says, 0.8)
         return None
 
     def _taken_for_another(self) -> Line | None:
@@ -250,7 +255,7 @@ class _Finder:
         ranges = self._ranges("fwd")
         for number, step in enumerate(self.steps.steps):
             if found.slot in step.results and self._is_within(number, ranges):
-                return _line(self._named(number), says, 0.7)
+                return line_at(self._named(number), says, 0.7)
         line = return_line(self.source, in_value=True)
         return line and dataclasses.replace(line, says=says, likelihood=0.7)
 
@@ -259,7 +264,7 @@ class _Finder:
         if self.source is not None or self.target.truth is not None:
             return None
         step, says = tied_step(self.target)
-        return _line_of(step, says, 0.6)
+        return line_of(step, says, 0.6)
 
     # --- what the program's structure suggests ------------------------------------
 
@@ -267,7 +272,7 @@ class _Finder:
         """Returns the line of a `stop_gradient` in what is differentiated once more."""
         for step in self.steps.steps:
             if step.name == jaxprs.STOP_GRADIENT and self._is_in_rule(step.place):
-                return _line(
+                return line_at(
                     step.place, "what is stopped here has a derivative of its own", 0.7
                 )
         return None
@@ -318,7 +323,7 @@ class _Finder:
                 place = self._named(max(solid or chosen))
                 says = "what is wrong is computed here last"
                 line = self._unmasked(place)
-                return line or _line(place, says, _BY_STRUCTURE)
+                return line or line_at(place, says, BY_STRUCTURE)
         return return_line(self.source, in_value)
 
     def _unmasked(self, place: Place | None) -> Line | None:
@@ -341,63 +346,5 @@ class _Finder:
             found = sources.zeros_line(path, number)
             if found is not None:
                 place = Place(path, found, function="bwd")
-                return _line(place, "zeros are made here", 0.5)
+                return line_at(place, "zeros are made here", 0.5)
         return None
-
-
-def return_line(
-    source: RuleSource | None, in_value: bool = False, says: str = ""
-) -> Line | None:
-    """Returns the line on which a rule returns its derivative, or its value.
-
-    Args:
-      source: Where the rule was written; None where nothing is known of it.
-      in_value: Whether the value is wrong, which `fwd` returns, not the derivative.
-      says: The evidence; by default that the line is the only one there is.
-    """
-    known = sources.parts(source) if source else {}
-    for part in ("fwd", "jvp") if in_value else ("bwd", "jvp", "transpose"):
-        for path, number in known.get(part, ()):
-            found = sources.return_line(path, number)
-            if found is not None:
-                alone = f"what {part} returns here is computed on no line of its own"
-                place = Place(path, found, function=part)
-                return _line(place, says or alone, 0.8 if says else _BY_STRUCTURE)
-    return None
-
-
-def collectives(eqn: Eqn) -> Iterator[tuple[Eqn, int]]:
-    """Yields the sums over devices inside of a region, with the devices' number."""
-    if eqn.primitive.name != "shard_map":
-        return
-    region = jaxprs.read_shard_map(eqn)
-    for inner in jaxprs.walk(region.body):
-        if inner.primitive.name.startswith(("psum", "all_reduce")):
-            axes = inner.params.get("axes", ())
-            sizes = [dict(region.mesh.shape).get(axis, 1) for axis in axes]
-            yield inner, int(np.prod(sizes, dtype=int))
-
-
-def _reduction(jaxpr: Jaxpr) -> Line | None:
-    """Returns the only line on which a step sums over devices, if there is one."""
-    sums = [
-        jaxprs.users_place(inner)
-        for eqn in jaxprs.walk(jaxpr)
-        for inner, _ in collectives(eqn)
-    ]
-    lines = {(place.file, place.number): place for place in sums if place}
-    if len(lines) != 1:
-        return None
-    says = "the one line on which devices are summed over"
-    return _line(next(iter(lines.values())), says, _BY_STRUCTURE)
-
-
-def _line_of(step: Step | None, says: str, likelihood: float) -> Line | None:
-    return _line(step.place, says, likelihood) if step else None
-
-
-def _line(place: Place | None, says: str, likelihood: float) -> Line | None:
-    if place is None:
-        return None
-    code = sources.code_at(place.file, place.number)
-    return Line(place.file, place.number, place.function, code, says, likelihood)
