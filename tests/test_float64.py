@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gradtest
+from gradtest._src import jaxprs
 
 pytestmark = pytest.mark.core
 
@@ -26,3 +28,26 @@ def test_a_function_that_computes_in_float32_itself_is_asked_for_no_more():
 
     with jax.enable_x64(True):
         gradtest.assert_autodiff_matches(wave, jnp.linspace(0.0, 2.0, 5))
+
+
+def test_what_is_traced_anew_in_float64_is_in_float64_throughout():
+    # JAX 0.12 searches by a primitive that stands for a program of its own.
+    def place(x):
+        return jnp.searchsorted(jnp.linspace(0, 1, 4, dtype=x.dtype), x)
+
+    narrow = jax.make_jaxpr(place)(jnp.float32(0.5))
+    with jax.enable_x64(True):
+        wide = jax.make_jaxpr(place)(np.float64(0.5))
+    assert jaxprs.fits_together(narrow)
+    assert jaxprs.fits_together(wide)
+
+
+def test_an_approximate_algorithm_passes_on_every_version():
+    def trace_of_exponential(a):
+        return jnp.trace(jax.scipy.linalg.expm(a))
+
+    a = jnp.asarray(np.random.RandomState(0).rand(20, 20), jnp.float32)
+    report = gradtest.assert_grad_matches(
+        trace_of_exponential, lambda a: jax.scipy.linalg.expm(a).T, a
+    )
+    assert report.findings[0].approximation.retraced < 1e-6

@@ -243,17 +243,21 @@ class Check:
         """Traces everything anew in float64: the user's Python runs again."""
         inputs, wide = self.inputs.widened(point)
         try:
-            return self._retraced_case(inputs, wide, trial, order)
+            case = self._retraced_case(inputs, wide, trial, order)
+            if _fits_together(case):
+                return case
         except SlipError:
             return None
         except TypeError:
-            # Functions that JAX traced in the other mode may be cached with indices
-            # of that mode's integers.
-            jax.clear_caches()
+            pass
         except Exception:  # the user's code does not work in float64
             return None
+        # Functions that JAX traced in the other mode may be cached with indices of that
+        # mode's integers, or whole as they were.
+        jax.clear_caches()
         try:
-            return self._retraced_case(inputs, wide, trial, order)
+            case = self._retraced_case(inputs, wide, trial, order)
+            return case if _fits_together(case) else None
         except Exception:
             return None
 
@@ -367,6 +371,11 @@ class Check:
         at = f"  # trial {bad[0].trial}" if self.options.trials > 1 else ""
         key = seeding.describe(self.options.key)
         return f"gradtest.{assertion}({name}, ..., key={key}{trial}){at}"
+
+
+def _fits_together(case: Case) -> bool:
+    traces = (case.program.jaxpr, case.claim.jaxpr)
+    return all(jaxprs.fits_together(jaxpr) for jaxpr in traces)
 
 
 def _unjudged_second(case: Case) -> Finding:

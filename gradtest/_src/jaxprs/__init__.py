@@ -48,6 +48,7 @@ from gradtest._src.jaxprs.programs import computes_in_half as computes_in_half
 from gradtest._src.jaxprs.programs import entered as entered
 from gradtest._src.jaxprs.programs import equation_at as equation_at
 from gradtest._src.jaxprs.programs import expand_all as expand_all
+from gradtest._src.jaxprs.programs import fits_together as fits_together
 from gradtest._src.jaxprs.programs import half_literals as half_literals
 from gradtest._src.jaxprs.programs import has_loop_on_floats as has_loop_on_floats
 from gradtest._src.jaxprs.programs import has_side_effects as has_side_effects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -161,6 +162,21 @@ def same_inside(eqn: Eqn, program: int) -> list[Any]:
     elif name == "shard_map":
         operands = []
     return operands + [None] * (count - len(operands))
+
+
+def fits_together(jaxpr: Jaxpr) -> bool:
+    """Whether every program that is entered takes what it is handed.
+
+    Where a function was traced in the other mode before, `enable_x64` or not, JAX may
+    put what it remembers of that trace into a new one.
+    """
+    return all(
+        operand is None or _shape_and_dtype(operand.aval) == _shape_and_dtype(inside)
+        for eqn in walk(jaxpr)
+        for k, program in enumerate(entered(eqn))
+        for operand, inside in zip(same_inside(eqn, k), program.in_avals, strict=True)
+        if hasattr(inside, "shape") and hasattr(inside, "dtype")
+    )
 
 
 def equation_at(jaxpr: Jaxpr, place: Sequence[int]) -> Eqn:
@@ -423,18 +439,26 @@ def rule_free_program(eqn: Eqn) -> Jaxpr:
     return eqn.params["callee" if eqn.primitive.name == LINEAR_CALL else "call_jaxpr"]
 
 
-@functools.lru_cache(maxsize=1024)
 def _expansion(primitive: Any) -> Jaxpr:
     """Traces what a high-level primitive stands for; see `expand_all`."""
+    types = tuple((aval.shape, aval.dtype) for aval in primitive.in_avals_flat)
+    return _expanded(primitive, types, any(dtype in _WIDE for _, dtype in types))
 
+
+# They exist under `enable_x64` alone.
+_WIDE = tuple(map(np.dtype, ("float64", "complex128", "int64", "uint64")))
+
+
+@functools.lru_cache(maxsize=1024)
+def _expanded(primitive: Any, types: tuple[Any, ...], is_wide: bool) -> Jaxpr:
     def expand(*flat: Any) -> list[Any]:
         results = primitive.expand(*primitive.in_tree.unflatten(flat))
         return jax.tree_util.tree_leaves(results)
 
-    avals = [
-        jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in primitive.in_avals_flat
-    ]
-    return jax.make_jaxpr(expand)(*avals)
+    with jax.enable_x64(True) if is_wide else contextlib.nullcontext():
+        return jax.make_jaxpr(expand)(
+            *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in types)
+        )
 
 
 def expand_all(jaxpr: Jaxpr) -> Jaxpr:
