@@ -40,6 +40,9 @@ __all__ = [
 def normal(shape: ShapeLike, *, dtype: DTypeLike = jnp.float32) -> Domain:
     """Standard normal entries; complex ones have independent real and imaginary parts.
 
+    Two and more entries are never all of one sign, so that both branches of a function
+    such as relu are seen: were they drawn so, every second sign is turned.
+
     Args:
       shape: Sizes and names of the axes.
       dtype: Floating or complex; each part of a complex entry has variance 1.

@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -36,6 +36,10 @@ _REPORTS = pytest.StashKey[list["Report"]]()
 _AROUND = ("chex", "jax")
 _IN_TRACE = re.compile(r"\[Chex\] chexify assertion '(assert_\w+)' failed")
 _UNSAFE_IN_QUOTES = frozenset('"$`\\!')
+
+
+# What a worker is told under this name: whether it runs with `--dist=each`.
+_EACH = "gradtest_each"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -238,9 +242,15 @@ def _folder(config: pytest.Config) -> ReportFolder | None:
         raise pytest.UsageError(
             f"--gradtest-report must name a directory that can be written: {error}"
         ) from None
-    # Only then two workers run the same tests.
-    each = config.getoption("dist", "no") == "each"
+    # Workers that run the same tests must not write over each other's files.
+    each = getattr(config, "workerinput", {}).get(_EACH, False)
     return ReportFolder(path, os.environ.get("PYTEST_XDIST_WORKER", "") if each else "")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker of pytest-xdist's whether every worker runs every test."""
+    node.workerinput[_EACH] = node.config.getoption("dist", "no") == "each"
 
 
 def _not_shown(report: Report, shown: str) -> list[str]:

@@ -286,3 +286,12 @@ def test_named_axes_take_their_sizes_when_drawn():
 )
 def test_a_domain_shows_how_it_was_made(domain, text):
     assert repr(domain) == text
+
+
+@pytest.mark.core
+def test_normal_entries_are_never_all_of_one_sign():
+    for seed in range(200):
+        for shape in ((2,), (3, 1), (5,)):
+            drawn = domains.normal(shape).draw(np.random.default_rng(seed))
+            assert (drawn > 0).any()
+            assert (drawn < 0).any()

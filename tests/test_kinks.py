@@ -79,3 +79,55 @@ def test_a_mistake_off_the_kink_is_not_excused_by_it():
         gradtest.assert_grad_matches(
             lambda x: jnp.sum(jax.nn.relu(x)), gradient, jnp.array([0.0, 1.0, -1.0])
         )
+
+
+def _row_norms(x):
+    return jnp.sum(jnp.linalg.norm(x, axis=-1))
+
+
+def _unit_rows(x):
+    length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / jnp.maximum(length, 1e-30)
+
+
+_ONE_ZERO_ROW = jnp.array([[0.0, 0.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize(("factor", "is_right"), [(1, True), (-2, False), (1.3, False)])
+def test_one_entry_without_a_derivative_excuses_no_other(factor, is_right):
+    # JAX's own derivative is NaN in the row that is zero, and only there.
+    _expect(is_right, _row_norms, lambda x: factor * _unit_rows(x), _ONE_ZERO_ROW)
+
+
+@pytest.mark.parametrize(("factor", "is_right"), [(1, True), (0, False), (9, False)])
+def test_an_infinite_slope_in_one_entry_excuses_no_other(factor, is_right):
+    def gradient(x):
+        slope = jnp.sign(x) / 2 / jnp.sqrt(jnp.maximum(jnp.abs(x), 1e-30))
+        return factor * jnp.where(x == 0, 0, slope)
+
+    x = jnp.array([0.0, 1.5, 2.0, -1.0])
+    _expect(is_right, lambda x: jnp.sum(jnp.sqrt(jnp.abs(x))), gradient, x)
+
+
+@pytest.mark.parametrize(("factor", "is_right"), [(1, True), (1.2, False)])
+def test_a_kink_in_one_leaf_excuses_no_other(factor, is_right):
+    def product(p):
+        return _row_norms(p["a"]) * jnp.sum(p["b"] ** 2)
+
+    def gradient(p):
+        return {
+            "a": _unit_rows(p["a"]) * jnp.sum(p["b"] ** 2),
+            "b": factor * 2 * p["b"] * _row_norms(p["a"]),
+        }
+
+    params = {"a": _ONE_ZERO_ROW, "b": jnp.array([1.0, 2.0, 3.0])}
+    _expect(is_right, product, gradient, params)
+
+
+def _expect(is_right, fn, grad_fn, *args):
+    if is_right:
+        report = gradtest.assert_grad_matches(fn, grad_fn, *args)
+        assert report.verdict is gradtest.Verdict.PASS
+        return
+    with pytest.raises(gradtest.GradientMismatch):
+        gradtest.assert_grad_matches(fn, grad_fn, *args)

@@ -118,7 +118,15 @@ class TestInputs:
     )
     def test_a_hostile_name_is_only_a_name(self, tmp_path, name):
         assert list(saved(tmp_path, (name, X)).leaves) == [name]
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["case.npz", "case.py"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            "case.npz",
+            "case_replay.py",
+        ]
+
+    def test_no_other_file_of_that_name_is_replaced(self, tmp_path):
+        (tmp_path / "case.py").write_text("mine")
+        replay.save(failed_report(), tmp_path / "case.npz")
+        assert (tmp_path / "case.py").read_text() == "mine"
 
     def test_nothing_in_the_file_is_pickled(self, tmp_path):
         path = replay.save(failed_report(), tmp_path / "case.npz")
@@ -160,7 +168,7 @@ class TestReport:
         report = gradtest.assert_autodiff_matches(jnp.sum, X)
         path = replay.save(report, tmp_path / "pass.npz")
         assert archive.load_inputs(path).leaves == {}
-        assert "were not saved" in (tmp_path / "pass.py").read_text()
+        assert "were not saved" in (tmp_path / "pass_replay.py").read_text()
 
 
 class TestFiles:
@@ -292,7 +300,7 @@ class TestScript:
         monkeypatch.setattr(gradtest, "load_inputs", archive.load_inputs, raising=False)
         report = failed_report()
         replay.save(report, tmp_path / "case.npz")
-        text = (tmp_path / "case.py").read_text()
+        text = (tmp_path / "case_replay.py").read_text()
         text = text.replace(
             "\nfn = None\n", "\nfrom tests.test_replay import loss as fn\n"
         )
@@ -300,9 +308,9 @@ class TestScript:
             "\ngrad_fn = None\n",
             "\nfrom tests.test_replay import wrong_gradient as grad_fn\n",
         )
-        (tmp_path / "case.py").write_text(text)
+        (tmp_path / "case_replay.py").write_text(text)
         with pytest.raises(gradtest.GradientMismatch) as caught:
-            runpy.run_path(str(tmp_path / "case.py"))
+            runpy.run_path(str(tmp_path / "case_replay.py"))
         again = caught.value.report
         assert again.findings == report.findings
         assert again.key == "7"

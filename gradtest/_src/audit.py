@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,12 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
         return audit
     except (homes.NoHomeError, variants.BackendRefusedError):
         raise
+    except NameError as error:
+        if "axis name" not in str(error):
+            raise
+        why = "it uses a named axis that is bound around its call alone"
+        audit.unchecked.append(f"{label}: {why}")
+        return audit
     except Exception as error:  # whatever a malformed rule makes JAX raise
         audit.findings.append(_structure(use, _why_malformed(use, options, error)))
         return audit
@@ -136,6 +143,8 @@ def _why_not_alone(use: RuleUse) -> str:
     results = use.call.eqn.outvars
     if not any(is_inexact(getattr(out.aval, "dtype", None)) for out in results):
         return "it has no float or complex result"
+    if not any(math.prod(getattr(out.aval, "shape", ())) for out in results):
+        return "its results have no entry"
     return "" if call.argnums() else "it has no float or complex operand"
 
 

@@ -44,8 +44,16 @@ class FormulaJudge:
         self.case = case
         readings = case.readings
         self.claimed, self.exact = readings.claimed, readings.exact
-        if self.exact is not None and not all(np.isfinite(e).all() for e in self.exact):
-            self.exact = None
+        # Leaves whose rule-free derivative is not finite in some entries, as at a kink:
+        # there differences judge alone, and everywhere else it speaks as ever.
+        self.open: set[int] = set()
+        if self.exact is not None:
+            known = [np.isfinite(e) for e in self.exact]
+            self.open = {i for i, each in enumerate(known) if not each.all()}
+            parts = zip(known, self.exact, self.claimed, strict=True)
+            self.exact = [np.where(each, e, c) for each, e, c in parts]
+            if not any(each.any() for each in known):
+                self.exact = None
         self.reference = self.claimed if self.exact is None else self.exact
         sizes = [case.contributions([np.nan_to_num(g) for g in self.claimed])]
         if self.reference is not self.claimed:
@@ -96,6 +104,8 @@ class FormulaJudge:
         if not is_at_kink or self._convention is None:
             return finding
         gradient, rtol = self._convention
+        if not np.isfinite(gradient[i]).all():
+            return finding  # JAX has no number there either
         gap = leaf_gap(self.claimed[i], gradient[i], rtol=rtol, floor=self.floors[i])
         if gap.is_exceeded:
             return finding
@@ -156,7 +166,8 @@ class FormulaJudge:
             members = [i for i in bucket if i in leaves]
             if not members:
                 continue
-            count = 1 if self.exact is not None else _DIRECTIONS
+            is_known = self.exact is not None and self.open.isdisjoint(members)
+            count = 1 if is_known else _DIRECTIONS
             confirmation = confirm(case, members, contributions, trusted, count)
             for i in members:
                 if confirmation is not None:
@@ -170,7 +181,7 @@ class FormulaJudge:
     def _confirmed(self, i: int, gap: LeafGap, confirmation: Confirmation) -> Finding:
         """A pass; without an exact derivative its numbers are those of the slopes."""
         size, allowed = gap.size, gap.allowed
-        if self.exact is None:
+        if self.exact is None or i in self.open:
             size, allowed = confirmation.numbers[i]
         notes: tuple[str, ...] = (_KINK_NOTE,) if confirmation.is_kink else ()
         if gap.is_silent:

@@ -15,12 +15,25 @@ import numpy as np
 from gradtest._src import jaxprs
 from gradtest._src.case import Case
 from gradtest._src.exhibits import exhibits_of, inputs_at
-from gradtest._src.findings import Exhibit, Finding, Gap, Line, Verdict, worst
+from gradtest._src.findings import (
+    Cause,
+    Exhibit,
+    Finding,
+    Gap,
+    Line,
+    Verdict,
+    worst,
+)
 from gradtest._src.jaxprs import RuleSource
 from gradtest._src.localise.branching import branching_line
 from gradtest._src.localise.lines import guilty_line
-from gradtest._src.localise.naming import return_line
+from gradtest._src.localise.naming import is_proved, return_line
 
+# A cause less likely than this gives way to a line that is proved.
+_UNSURE = 0.6
+_MOST_OTHERS = 3
+# Causes that say no more than that a gradient is wrong.
+_UNKNOWN = ("different", "wrong slope")
 _log = logging.getLogger("gradtest")
 
 __all__ = ["Explanation", "explained", "inputs_at", "with_branches"]
@@ -64,14 +77,33 @@ def explained(
             line = _line(case, wrong, source)
         return Explanation(
             [
-                dataclasses.replace(f, line=line)
-                if f in wrong and f.verdict is Verdict.FAIL
-                else f
+                _with_line(f, line) if f in wrong and f.verdict is Verdict.FAIL else f
                 for f in findings
             ],
             exhibits_of(case, wrong),
             inputs_at(case.program.inputs, case.point),
         )
+
+
+def _with_line(finding: Finding, line: Line | None) -> Finding:
+    """Adds the line; where nothing else is known, it is the cause."""
+    cause = finding.cause
+    if line is None or not is_proved(line) or finding.gap is not Gap.FORMULA:
+        return dataclasses.replace(finding, line=line)
+    others = finding.other_causes
+    known = 0.0 if cause is None or cause.name in _UNKNOWN else cause.likelihood
+    if known < min(line.likelihood, _UNSURE):
+        others = (cause, *others) if known and cause else others
+        code = f" (`{line.code}`)" if line.code else ""
+        cause = Cause(
+            "one line wrong",
+            f"one change of line {line.number} makes up for all of it: {line.says}",
+            f"change line {line.number}{code} in this way, if the mathematics agrees",
+            line.likelihood,
+        )
+    return dataclasses.replace(
+        finding, cause=cause, line=line, other_causes=others[:_MOST_OTHERS]
+    )
 
 
 def with_branches(

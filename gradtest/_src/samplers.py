@@ -22,11 +22,22 @@ _INSET = 1 / 64
 
 
 def normal(generator: np.random.Generator, shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """Draws standard normal entries, real and imaginary part each for itself."""
-    real = generator.standard_normal(shape)
+    """Draws standard normal entries, real and imaginary part each for itself.
+
+    Of two and more, not all have one sign: a function has a branch for each.
+    """
+    real = _of_both_signs(generator.standard_normal(shape))
     if dtype.kind != "c":
         return real
-    return real + 1j * generator.standard_normal(shape)
+    return real + 1j * _of_both_signs(generator.standard_normal(shape))
+
+
+def _of_both_signs(drawn: np.ndarray) -> np.ndarray:
+    """Turns the sign of every second entry where all have the same."""
+    if drawn.size < 2 or not (np.all(drawn > 0) or np.all(drawn < 0)):
+        return drawn
+    signs = 1 - 2 * (np.arange(drawn.size) % 2)
+    return drawn * signs.reshape(drawn.shape)
 
 
 def uniform(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 right, 1 wrong, 2 usage, 3 inconclusive.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal can't show is escaped, as in a traceback.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return _run(arguments)
     except SystemExit as stop:  # argparse has said why

@@ -158,7 +158,8 @@ _OTHER_OPERATORS: dict[str, dict[str, Callable[..., Array]]] = {
 
 def _operators(scene: Scene, step: Step) -> Iterator[_Proposal]:
     for says, function in _OTHER_OPERATORS.get(step.name, {}).items():
-        yield f"with {says}", 0.8, _of(functools.partial(_applied, function))
+        weight = 0.5 if says == _EXCHANGED else 0.8
+        yield f"with {says}", weight, _of(functools.partial(_applied, function))
     if step.name == "select_n" and len(step.operands) == 3:
         yield "with its mask turned round", 0.8, _of(_masked_otherwise)
         for branch in (1, 2):
@@ -188,7 +189,10 @@ def _numbers(scene: Scene, step: Step) -> Iterator[_Proposal]:
         number = float(atom.value)
         for other in _meant_by(number):
             says = f"with {other:g} in place of {number:g}"
-            yield says, 1.0, _with_operand(place, functools.partial(_replaced, other))
+            # A count is seldom meant to be negative.
+            weight = 0.45 if other == -number and number > 1 else 1.0
+            replaced = functools.partial(_replaced, other)
+            yield says, weight, _with_operand(place, replaced)
     exponent = step.eqn.params.get("y") if step.name == "integer_pow" else None
     if exponent is not None:
         for other in (exponent - 1, exponent + 1, -exponent, 2 * exponent):

@@ -19,6 +19,7 @@ from gradtest._src.localise.naming import (
     BY_STRUCTURE,
     line_at,
     line_of,
+    mended,
     return_line,
 )
 from gradtest._src.localise.precision import coarse_step
@@ -142,8 +143,7 @@ class _Finder:
             if line == lines[0]
         )
         share = same / sum(suspect.weight for suspect in suspects)
-        says = f"{suspects[0].says}, the derivative is right"
-        return line_at(places[0], says, 0.95 * share)
+        return line_at(places[0], mended(suspects[0].says), 0.95 * share)
 
     def _step(self, number: int) -> Step:
         return self.steps.steps[number]
@@ -164,7 +164,23 @@ class _Finder:
         ranges = self._ranges("fwd", "bwd", "jvp")
         own = [found for each in ranges if (found := place.within(*each))]
         bare = dataclasses.replace(place, callers=())
-        return own[0] if own and bare in self._of_function else place
+        is_others = any(bare.within(*each) for each in self._of_other_rules)
+        is_shared = is_others or bare in self._of_function
+        return own[0] if own and is_shared else place
+
+    @functools.cached_property
+    def _of_other_rules(self) -> list[tuple[str, range]]:
+        """The lines of the rules that this one calls: they are audited apart."""
+        own = self._ranges("fwd", "bwd", "jvp")
+        eqns = jaxprs.walk(self.target.case.program.jaxpr)
+        found = [
+            (path, sources.function_lines(path, number))
+            for eqn in eqns
+            if eqn.primitive.name in jaxprs.CUSTOM_RULES
+            for places in sources.parts(jaxprs.read_rule(eqn)).values()
+            for path, number in places
+        ]
+        return [each for each in dict.fromkeys(found) if each[1] and each not in own]
 
     @functools.cached_property
     def _of_function(self) -> set[Place]:
@@ -251,7 +267,7 @@ class _Finder:
         found = taken_for_another(self.target, backward)
         if found is None:
             return None
-        says = f"{found.says}, the derivative is right"
+        says = mended(found.says)
         ranges = self._ranges("fwd")
         for number, step in enumerate(self.steps.steps):
             if found.slot in step.results and self._is_within(number, ranges):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
@@ -69,8 +70,15 @@ def _exchanges(
         first, second = steps.types[one], steps.types[other]
         return first.shape == second.shape and first.dtype == second.dtype
 
+    uses = collections.Counter(
+        atom
+        for i in backward
+        for atom in steps.steps[i].operands
+        if not isinstance(atom, Constant)
+    )
     for one, other in itertools.combinations(sorted(handed), 2):
-        if alike(one, other):
+        # What is used once may as well be exchanged where it is used.
+        if alike(one, other) and max(uses[one], uses[other]) > 1:
             both = rewire({one: other, other: one})
             yield Exchange("with two of its residuals exchanged", -1), both
     for one, other in itertools.product(sorted(handed), others):

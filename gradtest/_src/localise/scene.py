@@ -21,6 +21,7 @@ from gradtest._src.claims import Claim
 from gradtest._src.inputs import Point, Role
 from gradtest._src.kit import array_constants
 from gradtest._src.lifting import Evaluator, widen
+from gradtest._src.localise.source import expression
 from gradtest._src.localise.steps import Atom, Constant, Slot, Step, Steps
 
 Values = list[Any]
@@ -140,11 +141,13 @@ class Stage:
         inputs = self.case.program.inputs
         leaves = [*inputs.moving, *inputs.of_role(Role.HELD)]
         seed = "the tangent" if self.claim.mode == "fwd" else "the cotangent"
+        if not (self.claim.is_autodiff or self.claim.by_hand):
+            seed = "1"  # a gradient by hand has no cotangent
         count = len(self.steps.inputs)
         names = [*(leaf.name for leaf in leaves)][:count]
         names += [seed] * (count - len(names))
         found = {
-            slot: f"what line {step.place.number} computes"
+            slot: expression(step.place)
             for step in self.steps.steps
             if step.place is not None
             for slot in step.results

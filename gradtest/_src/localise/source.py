@@ -7,8 +7,10 @@ import functools
 import linecache
 from collections.abc import Iterator
 
-from gradtest._src.jaxprs import RuleSource
+from gradtest._src.jaxprs import Place, RuleSource
 
+# Longer expressions are named by their line.
+_LONGEST = 40
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -88,6 +90,24 @@ def _own(node: ast.AST) -> Iterator[ast.AST]:
 def code_at(path: str, number: int) -> str:
     """Returns a line without its indentation; empty where it can't be read."""
     return linecache.getline(path, number).strip()
+
+
+def expression(place: Place) -> str:
+    """Returns the expression at a place, in backquotes; or names its line."""
+    line = linecache.getline(place.file, place.number).encode()
+    first, last = place.column
+    text = line[first:last].decode(errors="replace").strip()
+    if 0 < len(text) <= _LONGEST and _is_expression(text):
+        return f"`{text}`"
+    return f"what line {place.number} computes"
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def parts(source: RuleSource) -> dict[str, list[tuple[str, int]]]:

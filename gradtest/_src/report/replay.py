@@ -26,9 +26,9 @@ def save(report: Report, path: str | os.PathLike[str]) -> Path:
     Args:
       report: What a check found.
       path: A file that ends in ".npz": the inputs, the arrays of the leaves that did
-        not pass and the report; a script of the same name is written beside it. Or one
-        that ends in ".py": the same two files, or the script alone where the report
-        has no inputs.
+        not pass and the report; a script `<name>_replay.py` is written beside it. Or
+        one that ends in ".py": the script, with `<name>_inputs.npz` beside it where
+        the report has inputs.
 
     Returns:
       The path that was asked for.
@@ -43,8 +43,9 @@ def save(report: Report, path: str | os.PathLike[str]) -> Path:
             "the script are written side by side."
         )
     asked_for_arrays = goal.suffix.lower() == ".npz"
-    archive = goal if asked_for_arrays else goal.with_suffix(".npz")
-    source = goal.with_suffix(".py") if asked_for_arrays else goal
+    # Named so that neither takes the place of a file that stood there before.
+    archive = goal if asked_for_arrays else goal.with_name(f"{goal.stem}_inputs.npz")
+    source = goal.with_name(f"{goal.stem}_replay.py") if asked_for_arrays else goal
     if asked_for_arrays or report.inputs:
         with written_whole(archive) as part, part.open("wb") as file:
             np.savez_compressed(file, **packed(report))  # type: ignore[arg-type]
