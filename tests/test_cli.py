@@ -187,6 +187,13 @@ def test_a_hand_written_gradient_is_checked_alone(run):
     )
 
 
+def test_a_variant_that_was_asked_for_and_cannot_run_leaves_the_check_open(run):
+    code, out, err = run("check", "model.py:right", "--variants", "jit,pmap[999]")
+    assert code == 3
+    assert "PASS: assert_variants_agree(right)" in out
+    assert "not checked: pmap[999]" in err
+
+
 def test_variants_are_checked_as_well(run):
     code, out, _ = run("check", "model.py:right", "--variants", "jit,vmap[3]")
     assert code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,22 @@ def run(chosen: argparse.Namespace) -> int:
             output.show(report, chosen)
             reports.append(report)
         output.write(reports, chosen)
-    return output.exit_code(report.verdict for report in reports)
+    code = output.exit_code(report.verdict for report in reports)
+    left_open = _not_run(chosen.variants or [], reports)
+    if left_open and code == output.RIGHT:
+        print(f"gradtest: not checked: {'; '.join(left_open)}", file=sys.stderr)
+        return output.INCONCLUSIVE
+    return code
+
+
+def _not_run(variants: list[str], reports: list[Report]) -> list[str]:
+    """Returns why variants that were asked for by name did not run."""
+    return [
+        line
+        for report in reports
+        for line in report.unchecked
+        if line.partition(":")[0] in variants
+    ]
 
 
 def _refuse_beside_grad(chosen: argparse.Namespace) -> None:
