@@ -16,7 +16,7 @@ _LINEAR_IN: dict[str, tuple[int, ...]] = {
          "expand_dims", "broadcast_in_dim", "convert_element_type", "reduce_precision",
          "copy", "copy_p", "rev", "cumsum", "conj", "real", "imag", "pvary",
          "reduce_window_sum", "scatter-add", "scatter_add", "sharding_constraint",
-         "psum", "complex"],
+         "psum", "complex", "loop_part", "loop_whole"],
         _ALL,
     ),
     **dict.fromkeys(["div", "slice", "dynamic_slice", "gather"], (0,)),
@@ -25,9 +25,10 @@ _LINEAR_IN: dict[str, tuple[int, ...]] = {
     "triangular_solve": (1,),
 }  # fmt: skip
 # Linear in the two together as well, so that both may depend on one value.
-_JOINTLY = frozenset(["add", "add_any", "sub", "concatenate", "select_n", "scatter-add",
-                      "scatter_add", "dynamic_update_slice", "pad",
-                      "scatter", "complex"])  # fmt: skip
+_JOINTLY = frozenset(
+    ["add", "add_any", "sub", "concatenate", "loop_whole", "select_n", "scatter-add",
+     "scatter_add", "dynamic_update_slice", "pad", "scatter", "complex"]
+)  # fmt: skip
 
 
 def affine_steps(steps: Steps) -> set[int]:

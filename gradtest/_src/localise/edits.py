@@ -193,7 +193,7 @@ def _numbers(scene: Scene, step: Step) -> Iterator[_Proposal]:
             weight = 0.45 if other == -number and number > 1 else 1.0
             replaced = functools.partial(_replaced, other)
             yield says, weight, _with_operand(place, replaced)
-    exponent = step.eqn.params.get("y") if step.name == "integer_pow" else None
+    exponent = step.params.get("y") if step.name == "integer_pow" else None
     if exponent is not None:
         for other in (exponent - 1, exponent + 1, -exponent, 2 * exponent):
             says = f"with the exponent {other} in place of {exponent}"
@@ -262,8 +262,8 @@ def _flipped(axis: int, operands: list[Array], result: Array) -> Array:
 
 def _summed_from_the_other_end(scene: Scene, number: int) -> Array:
     step = scene.step(number)
-    (operand,), axis = scene.operands(step), step.eqn.params["axis"]
-    if step.eqn.params.get("reverse"):
+    (operand,), axis = scene.operands(step), step.params["axis"]
+    if step.params.get("reverse"):
         return np.cumsum(operand, axis)
     return np.flip(np.cumsum(np.flip(operand, axis), axis), axis)
 
@@ -276,8 +276,8 @@ def _added(scene: Scene, number: int) -> Array:
             operand,
             indices,
             updates,
-            dimension_numbers=step.eqn.params["dimension_numbers"],
-            mode=step.eqn.params["mode"],
+            dimension_numbers=step.params["dimension_numbers"],
+            mode=step.params["mode"],
         )
         return np.asarray(added)
 
@@ -292,8 +292,8 @@ def _reductions(scene: Scene, step: Step) -> Iterator[_Proposal]:
     operand, result = scene.read(step.operands[0]), scene.result(step)
     if operand.size == result.size or not result.size:
         return
-    if step.name.startswith("reduce_") and "axes" in step.eqn.params:
-        axes = tuple(step.eqn.params["axes"])
+    if step.name.startswith("reduce_") and "axes" in step.params:
+        axes = tuple(step.params["axes"])
         for says, reduce in _REDUCTIONS.items():
             if step.name != f"reduce_{says}":
                 value = functools.partial(_reduced, reduce, axes, False)
@@ -335,5 +335,7 @@ def evaluated(scene: Scene, step: Step, place: int, value: Any) -> Array:
     function = _ELEMENTWISE.get(step.name)
     if function is not None and operands[0].dtype.kind in "fc":
         return np.asarray(function(*operands))
+    if step.eqn is None:
+        raise TypeError("it is no equation of the program")
     with execution.float64():
         return np.asarray(Evaluator().apply(step.eqn, operands)[0])

@@ -12,9 +12,9 @@ from gradtest._src.jaxprs import Eqn, Jaxpr
 from gradtest._src.localise.naming import BY_STRUCTURE, line_at
 
 
-def collectives(eqn: Eqn) -> Iterator[tuple[Eqn, int]]:
+def collectives(eqn: Eqn | None) -> Iterator[tuple[Eqn, int]]:
     """Yields the sums over devices inside of a region, with the devices' number."""
-    if eqn.primitive.name != "shard_map":
+    if eqn is None or eqn.primitive.name != "shard_map":
         return
     region = jaxprs.read_shard_map(eqn)
     for inner in jaxprs.walk(region.body):

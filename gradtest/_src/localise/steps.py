@@ -7,12 +7,16 @@ import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import jaxprs
 from gradtest._src.jaxprs import Eqn, Jaxpr, Place
 from gradtest._src.lifting import Evaluator, is_inexact
 from gradtest._src.structure import structure_key
+
+# Loops of so many turns, and equations in all of them, are written out.
+_MOST_TURNS, _MOST_IN_LOOP = 32, 500
 
 # A value's number, in the order in which the values are made.
 Slot = int
@@ -34,21 +38,26 @@ class Step:
     """One equation, with the values that it takes and makes.
 
     Attributes:
-      eqn: The equation; never a plain call.
+      name: The name of its primitive.
+      eqn: The equation; never a plain call. None for what hands arrays to the turns of
+        a loop and puts their results together: see `compute`.
       operands: What it takes.
       results: What it makes.
       place: The user's line that it was traced from.
+      compute: Makes the one result of the operands where there is no equation.
     """
 
-    eqn: Eqn
+    name: str
+    eqn: Eqn | None
     operands: tuple[Atom, ...]
     results: tuple[Slot, ...]
     place: Place | None
+    compute: Callable[..., Any] | None = None
 
     @property
-    def name(self) -> str:
-        """The name of the primitive."""
-        return self.eqn.primitive.name
+    def params(self) -> dict[str, Any]:
+        """The parameters of the equation."""
+        return self.eqn.params if self.eqn is not None else {}
 
     @property
     def literals(self) -> list[int]:
@@ -123,12 +132,58 @@ class Steps:
                 (inner,) = jaxprs.entered(eqn)
                 within = at if place or jaxprs.calls_library(eqn) else None
                 results = self._open(inner, operands, within, at)
+            elif self._is_short_loop(eqn):
+                results = self._turns(eqn, operands, place, at)
             else:
                 slots = tuple(self._slot(var.aval) for var in eqn.outvars)
-                self.steps.append(Step(eqn, tuple(operands), slots, at))
+                name = eqn.primitive.name
+                self.steps.append(Step(name, eqn, tuple(operands), slots, at))
                 results = list(slots)
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in body.outvars]
+
+    def _is_short_loop(self, eqn: Eqn) -> bool:
+        """Whether a loop can be written out turn by turn."""
+        if eqn.primitive.name != "scan":
+            return False
+        scan = jaxprs.read_scan(eqn)
+        size = sum(1 for _ in jaxprs.walk(scan.body))
+        return 0 < scan.length <= _MOST_TURNS and scan.length * size <= _MOST_IN_LOOP
+
+    def _turns(
+        self,
+        eqn: Eqn,
+        operands: list[Atom],
+        place: Place | None,
+        around: Place | None,
+    ) -> list[Atom]:
+        """Adds the equations of a loop, turn after turn."""
+        scan = jaxprs.read_scan(eqn)
+        first, last = scan.num_consts, scan.num_consts + scan.num_carry
+        consts, carry, arrays = operands[:first], operands[first:last], operands[last:]
+        taken = scan.body.in_avals[last:]
+        turns = range(scan.length)
+        given: dict[int, list[Atom]] = {}
+        for turn in reversed(turns) if scan.reverse else turns:
+            parts = [
+                self._made("loop_part", functools.partial(_part, turn), [array], aval)
+                for array, aval in zip(arrays, taken, strict=True)
+            ]
+            results = self._open(scan.body, [*consts, *carry, *parts], place, around)
+            carry, given[turn] = results[: len(carry)], results[len(carry) :]
+        stacked = [
+            self._made("loop_whole", _stacked, [given[t][k] for t in turns], var.aval)
+            for k, var in enumerate(eqn.outvars[len(carry) :])
+        ]
+        return [*carry, *stacked]
+
+    def _made(
+        self, name: str, compute: Callable[..., Any], operands: list[Atom], aval: Any
+    ) -> Slot:
+        slot = self._slot(aval)
+        step = Step(name, None, tuple(operands), (slot,), None, compute)
+        self.steps.append(step)
+        return slot
 
     def run(
         self,
@@ -158,7 +213,11 @@ class Steps:
 
         for i, step in enumerate(self.steps):
             operands = [read(rewired(i, atom)) for atom in step.operands]
-            results = list(evaluator.apply(step.eqn, operands))
+            if step.eqn is None:
+                assert step.compute is not None
+                results = [step.compute(*operands)]
+            else:
+                results = list(evaluator.apply(step.eqn, operands))
             results = [
                 evaluator.widen(result, self.types[slot])
                 for slot, result in zip(step.results, results, strict=True)
@@ -192,3 +251,11 @@ class Steps:
     def is_floating(self, slot: Slot) -> bool:
         """Whether a value is of a floating or complex dtype."""
         return is_inexact(getattr(self.types[slot], "dtype", None))
+
+
+def _part(turn: int, array: Any) -> Any:
+    return array[turn]
+
+
+def _stacked(*parts: Any) -> Any:
+    return jnp.stack(parts)
