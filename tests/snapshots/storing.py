@@ -17,6 +17,7 @@ from tests.snapshots import failures
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 SUFFIXES = (".txt", ".json", ".html")
 _FOLDER = Path(__file__).parent
+_ROOT = _FOLDER.parents[1]
 # Below this a gap is rounding, whose size no two versions of JAX share.
 _NOISE = 1e-5
 
@@ -46,8 +47,9 @@ def schema_text() -> str:
 def steady(report: gradtest.Report) -> gradtest.Report:
     """Returns a report without what depends on machine and version.
 
-    The environment is another, numbers have four digits, gaps of rounding alone are 0,
-    and rounding's own allowance, which is measured, has one digit.
+    The environment is another, files are named from the root, numbers have four digits,
+    gaps of rounding alone are 0, and rounding's own allowance, which is measured, has
+    one digit, as a line's likelihood has.
     """
     return dataclasses.replace(
         _rounded(report),
@@ -67,7 +69,12 @@ def _steady_finding(finding: Finding) -> Finding:
     if rounding is not None and rounding[0] < _NOISE:
         rounding = (0.0, float(f"{rounding[1]:.0e}"))
     size = 0.0 if finding.size < _NOISE else finding.size
-    return dataclasses.replace(finding, size=size, rounding=rounding)
+    line = finding.line
+    if line is not None:
+        likelihood = round(line.likelihood, 1)
+        path = Path(line.file).relative_to(_ROOT).as_posix()
+        line = dataclasses.replace(line, file=path, likelihood=likelihood)
+    return dataclasses.replace(finding, size=size, rounding=rounding, line=line)
 
 
 def _steady_exhibit(exhibit: Exhibit) -> Exhibit:
