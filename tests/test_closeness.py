@@ -187,8 +187,8 @@ def test_the_message_of_two_gradients_that_differ():
     assert str(caught.value) == (
         "assert_grads_close failed: the gradients differ at claimed['w'] "
         "(float32[4]).\n"
-        "  claimed['w'][3]: claimed -5, reference 5.\n"
-        "  relative difference 2, allowed 2e-05.\n"
+        "  claimed['w'][3]: claimed -5, reference 5; relative difference 2, allowed "
+        "2e-05.\n"
         "  Likely cause: the sign is flipped: claimed = -1 x true in all 4 entries.\n"
         "  Try: negate the result."
     )
