@@ -1,8 +1,8 @@
 """Assertions in jobs of two processes with four devices each, and in one alone."""
 
 import os
-import re
 import pathlib
+import re
 import signal
 import socket
 import subprocess
