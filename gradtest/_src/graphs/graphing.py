@@ -120,6 +120,7 @@ def graph(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import gradtest
       >>> picture = gradtest.graph(lambda x: jnp.sin(x) ** 2, 1.0)
       >>> "sin" in picture.dot
       True
