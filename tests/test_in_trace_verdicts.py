@@ -154,6 +154,24 @@ def test_at_a_kink_a_slope_beyond_is_refused():
     refused(jax.jit(asserting(grad_fn, fn=fn)), np.array([0.0, 1.0, 2.0], np.float32))
 
 
+@pytest.mark.parametrize("factor", [1.0, -2.0, 1.3])
+def test_one_entry_without_a_derivative_excuses_no_other(factor):
+    # JAX's own derivative is NaN in the row that is zero, and only there.
+    def row_norms(x):
+        return jnp.sum(jnp.linalg.norm(x, axis=-1))
+
+    def gradient(x):
+        length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return factor * x / jnp.maximum(length, 1e-30)
+
+    check = jax.jit(asserting(gradient, fn=row_norms))
+    x = jnp.array([[0.0, 0.0], [1.0, 2.0]])
+    if factor == 1:
+        run(check, x)
+    else:
+        assert "the gradient is off by" in refused(check, x)
+
+
 def test_a_small_leaf_is_not_hidden_behind_a_large_one():
     def fn(p):
         return 1e6 * jnp.sum(p["large"] ** 2) + 1e-6 * jnp.sum(p["small"] ** 2)

@@ -99,6 +99,30 @@ def test_one_entry_without_a_derivative_excuses_no_other(factor, is_right):
     _expect(is_right, _row_norms, lambda x: factor * _unit_rows(x), _ONE_ZERO_ROW)
 
 
+@pytest.mark.parametrize(
+    ("factor", "is_right"), [(1, True), (-2, False), (1.3, False), (0, False)]
+)
+def test_nor_does_it_in_a_product_by_hand(factor, is_right):
+    def norms(x):
+        return jnp.linalg.norm(x, axis=-1)
+
+    def pushed(primals, tangents):
+        return factor * jnp.sum(_unit_rows(*primals) * tangents[0], axis=-1)
+
+    def pulled(primals, cotangent):
+        return (factor * cotangent[:, None] * _unit_rows(*primals),)
+
+    for assertion, product in (
+        (gradtest.assert_jvp_matches, pushed),
+        (gradtest.assert_vjp_matches, pulled),
+    ):
+        if is_right:
+            assertion(norms, product, _ONE_ZERO_ROW)
+            continue
+        with pytest.raises(gradtest.GradientMismatch):
+            assertion(norms, product, _ONE_ZERO_ROW)
+
+
 @pytest.mark.parametrize(("factor", "is_right"), [(1, True), (0, False), (9, False)])
 def test_an_infinite_slope_in_one_entry_excuses_no_other(factor, is_right):
     def gradient(x):

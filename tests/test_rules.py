@@ -465,3 +465,35 @@ def test_rules_in_the_programs_of_a_solver_are_listed_as_not_checked():
     report = gradtest.assert_custom_rules_match(fn, X)
     assert [rule.name for rule in report.rules] == ["square"]
     assert any(line.startswith("tripled: called inside") for line in report.unchecked)
+
+
+@jax.custom_jvp
+def _mean_over_rows(x):
+    return jax.lax.pmean(jnp.sin(x), "rows")
+
+
+_mean_over_rows.defjvp(
+    lambda p, t: (_mean_over_rows(*p), jax.lax.pmean(jnp.cos(p[0]) * t[0], "rows"))
+)
+
+
+@jax.custom_vjp
+def _tripled(x):
+    return 3 * x
+
+
+_tripled.defvjp(lambda x: (3 * x, None), lambda _, g: (3 * g,))
+
+
+@pytest.mark.parametrize(
+    ("fn", "why"),
+    [
+        (lambda x: jax.vmap(_mean_over_rows, axis_name="rows")(x), "a named axis"),
+        (lambda x: (_tripled(x[:0]), jnp.sin(x)), "its results have no entry"),
+    ],
+)
+def test_a_rule_that_cannot_be_run_by_itself_is_said_not_to_be_checked(fn, why):
+    x = jnp.array([0.5, 1.0, 2.0])
+    gradtest.assert_autodiff_matches(fn, x)  # the program as a whole is right
+    with pytest.raises(gradtest.GradientInconclusive, match=why):
+        gradtest.assert_custom_rules_match(fn, x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,7 +75,6 @@ class Check:
         *,
         names: Sequence[str] | None = None,
     ):
-        self._started = time.monotonic()
         self.fn = fn
         self.claiming = claiming
         self.options = options
@@ -93,11 +91,6 @@ class Check:
         self._off_branch = False
         # The first case of each order that did not pass: what a failure is read from.
         self.troubled: dict[int, Case] = {}
-
-    @property
-    def took(self) -> float:
-        """For how many seconds the check has run."""
-        return time.monotonic() - self._started
 
     def _trace(self, inputs: Inputs, point: Point) -> Program:
         return program.trace_program(

@@ -43,17 +43,8 @@ class FormulaJudge:
     def __init__(self, case: Case):
         self.case = case
         readings = case.readings
-        self.claimed, self.exact = readings.claimed, readings.exact
-        # Leaves whose rule-free derivative is not finite in some entries, as at a kink:
-        # there differences judge alone, and everywhere else it speaks as ever.
-        self.open: set[int] = set()
-        if self.exact is not None:
-            known = [np.isfinite(e) for e in self.exact]
-            self.open = {i for i, each in enumerate(known) if not each.all()}
-            parts = zip(known, self.exact, self.claimed, strict=True)
-            self.exact = [np.where(each, e, c) for each, e, c in parts]
-            if not any(each.any() for each in known):
-                self.exact = None
+        self.claimed = readings.claimed
+        self.exact, self.open = readings.exact_where_known()
         self.reference = self.claimed if self.exact is None else self.exact
         sizes = [case.contributions([np.nan_to_num(g) for g in self.claimed])]
         if self.reference is not self.claimed:

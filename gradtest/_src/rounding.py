@@ -7,6 +7,7 @@ same dtype at the same point. It is only computed where a floor by dtype is exce
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -86,8 +87,16 @@ def judge_pushed_rounding(
         for i, output in enumerate(case.program.outputs)
     ]  # fmt: skip
     wrong = [finding for finding in judged if finding.verdict is not Verdict.PASS]
-    numbers = max((f.rounding or (0.0, 1.0) for f in judged), key=lambda n: n[0] / n[1])
+    numbers = max((f.rounding or (0.0, 1.0) for f in judged), key=_part)
     return [dataclasses.replace(f, rounding=numbers) for f in findings] + wrong
+
+
+def _part(numbers: tuple[float, float]) -> float:
+    """Returns a gap as a part of what is allowed."""
+    gap, allowed = numbers
+    if not gap:
+        return 0.0
+    return gap / allowed if allowed else math.inf
 
 
 def product_note(case: Case) -> str:

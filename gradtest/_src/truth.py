@@ -59,6 +59,21 @@ class Readings:
     plain: Values | None = None
     copies: Sequence[Copies] = ()
 
+    def exact_where_known(self) -> tuple[Values | None, set[int]]:
+        """Returns the exact derivative, and which of its arrays have open entries.
+
+        Open is where it is not finite, as at a kink: there the claim stands in for it,
+        and differences judge alone. None where it is finite nowhere.
+        """
+        if self.exact is None:
+            return None, set()
+        known = [np.isfinite(exact) for exact in self.exact]
+        if not any(each.any() for each in known):
+            return None, set()
+        parts = zip(known, self.exact, self.claimed, strict=True)
+        filled = [np.where(each, exact, claimed) for each, exact, claimed in parts]
+        return filled, {i for i, each in enumerate(known) if not each.all()}
+
 
 class Bench:
     """Evaluates one claim about one program: lifted, moved, and in working precision.

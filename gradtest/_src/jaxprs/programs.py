@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -442,7 +441,9 @@ def rule_free_program(eqn: Eqn) -> Jaxpr:
 def _expansion(primitive: Any) -> Jaxpr:
     """Traces what a high-level primitive stands for; see `expand_all`."""
     types = tuple((aval.shape, aval.dtype) for aval in primitive.in_avals_flat)
-    return _expanded(primitive, types, any(dtype in _WIDE for _, dtype in types))
+    is_wide = any(dtype in _WIDE for _, dtype in types)
+    own_mode: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    return _expanded(primitive, types, is_wide or own_mode)
 
 
 # They exist under `enable_x64` alone.
@@ -450,12 +451,12 @@ _WIDE = tuple(map(np.dtype, ("float64", "complex128", "int64", "uint64")))
 
 
 @functools.lru_cache(maxsize=1024)
-def _expanded(primitive: Any, types: tuple[Any, ...], is_wide: bool) -> Jaxpr:
+def _expanded(primitive: Any, types: tuple[Any, ...], x64: bool) -> Jaxpr:
     def expand(*flat: Any) -> list[Any]:
         results = primitive.expand(*primitive.in_tree.unflatten(flat))
         return jax.tree_util.tree_leaves(results)
 
-    with jax.enable_x64(True) if is_wide else contextlib.nullcontext():
+    with jax.enable_x64(x64):
         return jax.make_jaxpr(expand)(
             *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in types)
         )

@@ -244,7 +244,10 @@ class _Judge:
 
     def _by_exact(self, exact: Values) -> list[Condition]:
         claimed = self.here.claimed
-        sound = all_finite(exact)
+        is_whole = all_finite(exact)
+        # Where it is not finite, as at a kink, differences judge alone.
+        pairs = zip(exact, claimed, strict=True)
+        exact = [jnp.where(jnp.isfinite(e), e, c) for e, c in pairs]
         contributions = jnp.maximum(
             self.directions.contributions(claimed), self.directions.contributions(exact)
         )
@@ -288,9 +291,10 @@ class _Judge:
             unsure = departs[i] & ~wrong[i]
             refuted = wrong[i] | (~parted[i] & unexplained & (not self.loops))
             unsure |= ~parted[i] & unexplained & self.loops
-            # Without a sound exact derivative the differences stand alone.
-            refuted = jnp.where(sound, refuted, ~agrees & contradicts)
-            unsure = jnp.where(sound, unsure, ~agrees & ~contradicts)
+            # What the differences agree with at a kink, they don't contradict.
+            alone = ~is_whole & ~parted[i]
+            refuted = jnp.where(alone, ~agrees & unexplained, refuted)
+            unsure = jnp.where(alone, ~agrees & ~contradicts, unsure)
             found.append(self._condition(i, gap, refuted & whole, unsure & whole))
         return found
 

@@ -123,7 +123,9 @@ class _Pushed:
                 wrong, unsure, *numbers = self._by_differences(k, claimed[k], tangents)
             else:
                 seen = traced_gap(claimed[k], exact[k], rtol=self.rtol, floor=floor)
-                numbers = [seen.size, seen.allowed, seen.factor]
+                known = jnp.where(jnp.isfinite(exact[k]), exact[k], claimed[k])
+                told = traced_gap(claimed[k], known, rtol=self.rtol, floor=floor)
+                numbers = [told.size, told.allowed, told.factor]
                 supported, resolved = self._dispute(
                     k, claimed[k], exact[k], seen.disputed, tangents
                 )
