@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gradtest._src.jaxprs.holders import read_shard_map
 from gradtest._src.jaxprs.programs import (
     CALLS,
     Eqn,
@@ -12,7 +13,6 @@ from gradtest._src.jaxprs.programs import (
     entered,
     is_literal,
     open_body,
-    read_shard_map,
 )
 
 

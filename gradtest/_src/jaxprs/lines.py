@@ -20,6 +20,8 @@ from gradtest._src.jaxprs.programs import CALLS, Eqn, subprograms
 
 # Where no line of a user's stands, though they call users' functions.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "numpy")
+# Code that stands in no file.
+_GENERATED = ("<frozen", "<string>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,12 @@ def users_place(eqn: Eqn) -> Place | None:
     return dataclasses.replace(places[0], callers=tuple(places[1:]))
 
 
+def call_site(eqn: Eqn) -> str:
+    """Returns the user's line that an equation comes from, as "file:line", or ""."""
+    place = users_place(eqn)
+    return f"{place.file}:{place.number}" if place is not None else ""
+
+
 def calls_library(eqn: Eqn) -> bool:
     """Whether an equation calls a compiled function that a library wrote.
 
@@ -117,18 +125,19 @@ def calls_library(eqn: Eqn) -> bool:
 @functools.cache
 def is_of_library(path: str) -> bool:
     """Whether a file is one of a library's that stands between JAX and its user."""
-    return path.startswith(("<", *_homes()))
+    return path.startswith((*_GENERATED, *folders_of(_LIBRARIES), *_own_folders()))
+
+
+def folders_of(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the folders of those of some modules that are imported by now."""
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in modules]
+    return tuple(os.path.join(os.path.dirname(file), "") for file in files if file)
 
 
 @functools.cache
-def _homes() -> tuple[str, ...]:
-    """Returns the folders of the libraries, of Python's own and of this package."""
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in _LIBRARIES]
-    folders = [os.path.dirname(file) for file in files if file]
-    folders.append(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
-    own = [os.path.join(folder, "") for folder in folders]
+def _own_folders() -> tuple[str, ...]:
+    """Returns this package's folder, and what Python itself puts between frames."""
+    package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     standard = os.path.join(sysconfig.get_path("stdlib"), "")
-    return (
-        *own,
-        *(standard + each for each in ("functools", "contextlib", "unittest")),
-    )
+    between = (standard + each for each in ("functools", "contextlib", "unittest"))
+    return (os.path.join(package, ""), *between)

@@ -11,6 +11,7 @@ from gradtest._src.jaxprs.programs import Eqn
 
 # The class of a transformation's element in the stack; that of a name is `Scope`.
 _TRANSFORM = "Transform"
+_JAX = os.path.dirname(jax.__file__) + os.sep
 
 
 def scope_names(eqn: Eqn) -> tuple[str, ...]:
@@ -49,6 +50,3 @@ def call_place(eqn: Eqn) -> tuple[str, str, int] | None:
         if not code.co_filename.startswith(_JAX):
             return code.co_filename, code.co_qualname, place
     return None
-
-
-_JAX = os.path.dirname(jax.__file__) + os.sep

@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from gradtest._src.jaxprs.lines import folders_of
 from gradtest._src.jaxprs.programs import (
     HIGH_PRIMITIVE,
     Eqn,
@@ -117,11 +116,7 @@ def _place(source: str) -> str:
 
 def is_library(path: str) -> bool:
     """Whether a file belongs to a library that wraps rules for their authors."""
-    return any(
-        path.startswith(os.path.dirname(module.__file__) + os.sep)
-        for module in map(sys.modules.get, _WRAPPERS)
-        if module is not None and module.__file__
-    )
+    return path.startswith(folders_of(_WRAPPERS))
 
 
 def is_users(source: RuleSource) -> bool:
