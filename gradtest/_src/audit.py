@@ -23,8 +23,8 @@ from gradtest._src.agreement import agreed, judge_ways
 from gradtest._src.case import Case
 from gradtest._src.devices import homes
 from gradtest._src.execution import SlipError
-from gradtest._src.exhibits import MOST_LEAVES
-from gradtest._src.explain import explained, inputs_at, with_branches
+from gradtest._src.exhibits import MOST_LEAVES, inputs_at
+from gradtest._src.explain import explained, with_branches
 from gradtest._src.findings import (
     Cause,
     Exhibit,

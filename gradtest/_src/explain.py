@@ -36,8 +36,6 @@ _MOST_OTHERS = 3
 _UNKNOWN = ("different", "wrong slope")
 _log = logging.getLogger("gradtest")
 
-__all__ = ["Explanation", "explained", "inputs_at", "with_branches"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:

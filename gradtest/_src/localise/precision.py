@@ -81,7 +81,7 @@ def _values(target: Target) -> tuple[dict[Slot, Any], dict[Slot, Any]]:
     held = case.program.held(case.point)
     arguments = [*case.point.moving, *held, *case.seed]
     with execution.working_precision():
-        _, work = steps.run(Evaluator(wide=False), [_array(a) for a in arguments])
+        _, work = steps.run(Evaluator(wide=False), list(map(jnp.asarray, arguments)))
     return work, values_in_float64(target)
 
 
@@ -91,7 +91,3 @@ def values_in_float64(target: Target) -> dict[Slot, Any]:
     arguments = [*case.point.moving, *case.program.held(case.point), *target.seed]
     with execution.float64():
         return target.steps.run(Evaluator(), [widen(a) for a in arguments])[1]
-
-
-def _array(value: Any) -> Any:
-    return jnp.asarray(value)

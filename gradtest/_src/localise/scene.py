@@ -179,7 +179,7 @@ class Stage:
         if cotangents is None:
             cotangents = [
                 np.zeros(getattr(a, "shape", ()), _wide(a.dtype))
-                for a in self._output_types()
+                for a in self.claim.jaxpr.out_avals
             ]
         at = [arguments, consts, shifts, cotangents]
         # Shared by all claims of this structure, as every compiled program is.
@@ -188,9 +188,6 @@ class Stage:
             key, lambda: execution.lifted(self._program, at, mesh=self.claim.mesh)
         )
         return compiled(*at)
-
-    def _output_types(self) -> list[Any]:
-        return list(self.claim.jaxpr.out_avals)
 
     def _program(self, arguments: Any, consts: Any, shifts: Any, seeds: Any) -> Any:
         hoisted = dict(zip(map(id, self._constants), consts, strict=True))
