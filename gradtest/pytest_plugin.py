@@ -31,15 +31,12 @@ _INI = {
     "gradtest_report": "directory for an HTML and a JSON file of each failure",
 }
 _TALLY = "gradtest_tally"  # travels with pytest's reports, also between processes
+_EACH = "gradtest_each"  # tells a worker whether it runs with `--dist=each`
 _REPORTS = pytest.StashKey[list["Report"]]()
 # What a traceback need not show between a test and the assertion.
 _AROUND = ("chex", "jax")
 _IN_TRACE = re.compile(r"\[Chex\] chexify assertion '(assert_\w+)' failed")
 _UNSAFE_IN_QUOTES = frozenset('"$`\\!')
-
-
-# What a worker is told under this name: whether it runs with `--dist=each`.
-_EACH = "gradtest_each"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -104,15 +101,12 @@ class _Watch:
         fresh, self._fresh = self._fresh, []
         if fresh:
             setattr(result, _TALLY, Tally.of(fresh).plain())
-        failed = []
-        if result.failed and call.excinfo is not None:
-            failed = session.reports_within(call.excinfo.value)
         known = item.stash.setdefault(_REPORTS, [])
-        known += [
-            each for each in (*fresh, *failed) if all(each is not k for k in known)
-        ]
+        known += fresh
         properties: list[tuple[str, object]] = []
-        if failed or (result.failed and _is_in_trace(call)):
+        if result.failed and call.excinfo is not None and _is_ours(call.excinfo.value):
+            failed = session.reports_within(call.excinfo.value)
+            known += failed  # one may have been made before this test
             properties += self._explain(item, result, failed)
         if call.when == "teardown":
             properties += _verdict_properties(item.stash[_REPORTS])
@@ -198,10 +192,6 @@ def _verdict_properties(reports: list[Report]) -> list[tuple[str, object]]:
 
 def _is_ours(error: BaseException) -> bool:
     return bool(session.reports_within(error)) or _names_ours(error)
-
-
-def _is_in_trace(call: pytest.CallInfo[None]) -> bool:
-    return call.excinfo is not None and _names_ours(call.excinfo.value)
 
 
 def _names_ours(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 import gradtest
 from gradtest._src.findings import Exhibit, Finding, Gap, Ladder, Report, Rule, Verdict
-from gradtest._src.report import array_plots, drawing, folding, gap_plots, plots
+from gradtest._src.report import drawing, plots
 
 matplotlib = pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 figure_module = pytest.importorskip("matplotlib.figure")
@@ -465,32 +465,6 @@ class TestWrongUses:
                 call(report())
 
 
-class TestFolding:
-    def test_a_fold_is_as_square_as_can_be(self):
-        assert folding.fold(np.zeros((2, 3, 4, 24))).matrix.shape == (24, 24)
-        assert folding.fold(np.zeros((1, 7, 1, 5))).matrix.shape == (7, 5)
-
-    def test_a_fold_keeps_the_order_of_entries(self):
-        array = np.arange(24).reshape(2, 3, 4)
-        folded = folding.fold(array, start=(0, 0, 8))
-        assert folded.matrix.ravel().tolist() == list(range(24))
-        assert folded.start == (0, 8)
-
-    @pytest.mark.parametrize("size", [1, 127, 128, 129, 1000, 12_345])
-    def test_no_block_loses_its_largest_entry(self, size):
-        values = normal(size)
-        maxima, length = folding.block_maxima(values, 128)
-        assert maxima.size <= 128
-        assert maxima.max() == values.max()
-        assert maxima[int(np.argmax(values)) // length] == values.max()
-
-    def test_a_block_with_nan_is_nan(self):
-        values = np.zeros(1000)
-        values[999] = np.nan
-        maxima, _ = folding.block_maxima(values, 10)
-        assert np.isnan(maxima).tolist() == [False] * 9 + [True]
-
-
 def test_verdicts_keep_apart_in_greyscale():
     def lightness(colour):
         red, green, blue = matplotlib.colors.to_rgb(colour)
@@ -500,7 +474,9 @@ def test_verdicts_keep_apart_in_greyscale():
         return abs(lightness(one) - lightness(other))
 
     assert apart(drawing.CLAIMED, drawing.TRUE) > 0.15
-    bars = gap_plots._BARS
-    assert apart(bars[Verdict.FAIL][0], bars[Verdict.PASS][0]) > 0.15
-    assert apart(bars[Verdict.FAIL][0], bars[Verdict.INCONCLUSIVE][0]) > 0.15
-    assert array_plots._CELLS * 2 <= 300  # pixels of a panel: two for each cell
+    verdicts = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
+    found = [finding(verdict.value, verdict) for verdict in verdicts]
+    bars = plots.plot(report(findings=found), "gaps").axes[0].patches
+    wrong, unclear, right = (bar.get_facecolor() for bar in bars)
+    assert apart(wrong, right) > 0.15
+    assert apart(wrong, unclear) > 0.15

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradtest._src import jaxprs
 from gradtest._src.case import Case, norm
 from gradtest._src.devices import spanning
 from gradtest._src.findings import Exhibit, Finding, Gap, Ladder, Verdict
@@ -329,12 +330,7 @@ def _is_off(arrays: _Arrays, rtol: float) -> bool:
 
 
 def _in_job() -> bool:
-    return jax.process_count() > 1
-
-
-def inputs_of(case: Case) -> tuple[tuple[str, Any], ...]:
-    """Returns the arguments at the point of a case; see `inputs_at`."""
-    return inputs_at(case.program.inputs, case.point)
+    return jaxprs.current_job() is not None
 
 
 def inputs_at(inputs: Inputs, point: Point) -> tuple[tuple[str, Any], ...]:

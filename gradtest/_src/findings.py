@@ -190,10 +190,11 @@ class Finding:
 
     @property
     def strain(self) -> float:
-        """The gap as a part of what was allowed."""
+        """The gap as a part of what was allowed; infinite where that is no number."""
         if self.size == 0:
             return 0.0
-        return self.size / self.allowed if self.allowed else math.inf
+        strain = self.size / self.allowed if self.allowed else math.inf
+        return math.inf if math.isnan(strain) else strain
 
     @property
     def smallest_seen(self) -> float:

@@ -1,5 +1,6 @@
 """A failure of each kind, for the whole reports that are stored beside this file."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -196,6 +197,7 @@ _FAILURES: dict[str, Callable[[], None]] = {
 NAMES = tuple(_FAILURES)
 
 
+@functools.cache
 def error_of(name: str) -> AssertionError:
     """Returns the error of the failure of this name."""
     try:

@@ -33,9 +33,7 @@ def function_and_arguments(
       UsageError: There are no arguments, or they are no tuple or list.
       UsersError: The function that returns them raised.
     """
-    fn = function.value
-    if not callable(fn):
-        raise UsageError(f"{function.target.text!r} is no function: it is {fn!r:.80}.")
+    fn = function.function()
     if wanted is not None:
         named = importer.load(wanted)
         return fn, _read(f"--args {wanted.text}", named.value)

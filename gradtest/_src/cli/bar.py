@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def shown(doing: str, quiet: bool = False) -> Iterator[None]:
     """Shows a bar on stderr during a `with` block; nothing where that is a file."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
@@ -64,10 +64,8 @@ class _Bars:
 
     def advance(self) -> None:
         """Moves the innermost bar."""
-        if self._running:
-            self._bar.advance(self._running[-1])
+        self._bar.advance(self._running[-1])
 
     def end(self) -> None:
         """Takes the innermost bar away."""
-        if self._running:
-            self._bar.remove_task(self._running.pop())
+        self._bar.remove_task(self._running.pop())

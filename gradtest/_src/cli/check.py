@@ -62,12 +62,12 @@ def run(chosen: argparse.Namespace) -> int:
         for report in _reports(chosen, under_test):
             output.show(report, chosen)
             reports.append(report)
-        output.write(reports, chosen)
-    code = output.exit_code(report.verdict for report in reports)
-    left_open = _not_run(chosen.variants or [], reports)
-    if left_open and code == output.RIGHT:
-        print(f"gradtest: not checked: {'; '.join(left_open)}", file=sys.stderr)
-        return output.INCONCLUSIVE
+        code = output.exit_code(report.verdict for report in reports)
+        left_open = _not_run(chosen.variants or [], reports)
+        if left_open and code == output.RIGHT:
+            print(f"gradtest: not checked: {'; '.join(left_open)}", file=sys.stderr)
+            code = output.INCONCLUSIVE
+        output.write(reports, chosen, code)
     return code
 
 
@@ -90,16 +90,13 @@ def _refuse_beside_grad(chosen: argparse.Namespace) -> None:
             )
 
 
-_SHARED = ("argnums", "trials", "key", "has_aux", "exclude", "rtol", "rounding_rtol")
-
-
 def _reports(chosen: argparse.Namespace, under_test: Subject) -> Iterator[Report]:
     """Makes the reports one after the other, so that each is seen when it is there."""
     import gradtest
 
     _require_variants(chosen.variants)
     fn, args = under_test.fn, under_test.args
-    shared = options.chosen(chosen, *_SHARED)
+    shared = options.chosen(chosen, *options.SHARED)
     grad_fn = under_test.others.get("--grad")
     if grad_fn is not None:
         claim = (fn, grad_fn, *args)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gradtest._src.cli import options
 from gradtest._src.cli.errors import UsageError, running_users_code
-from gradtest._src.cli.output import RIGHT
+from gradtest._src.cli.output import RIGHT, tell
 from gradtest._src.cli.subject import subject
 
 _KINDS = ("jaxpr", "hlo", "optimized_hlo", "gradient")
@@ -63,7 +63,7 @@ def run(chosen: argparse.Namespace) -> int:
         with running_users_code("tracing the function"):
             drawn = graph(under_test.fn, *under_test.args, **keywords)
     if path is None:
-        print(drawn.dot)
+        tell(drawn.dot)
         return RIGHT
     try:
         drawn.save(path)

@@ -13,6 +13,8 @@ EXIT_CODES = (
     "exit codes: 0 right, 1 wrong, 2 usage or an error of your code, 3 inconclusive or "
     "nothing checked; of several reports 1 beats 3, and 3 beats 0"
 )
+# Options that all assertions of a command take, by their names in Python.
+SHARED = ("argnums", "trials", "key", "has_aux", "exclude", "rtol", "rounding_rtol")
 _MODES = ("rev", "fwd")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,35 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
     return RIGHT if gravest is Verdict.PASS else INCONCLUSIVE
 
 
+def require_stdout() -> None:
+    """Makes sure that there is a stdout, before anything long begins.
+
+    Raises:
+      UsageError: It is closed.
+    """
+    if sys.stdout is None:
+        raise UsageError("nothing can be written to stdout: it is closed.")
+
+
+def tell(text: str = "") -> None:
+    """Prints a text to stdout, at once.
+
+    Raises:
+      UsageError: It can't be written.
+      BrokenPipeError: Nobody reads it any more.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python would write the rest when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(
+            f"nothing can be written to stdout: {error.strerror}."
+        ) from None
+
+
 def show(report: Report, chosen: argparse.Namespace) -> None:
     """Prints a report: all of what passed, the message of what did not."""
     from gradtest._src.findings import Verdict
@@ -40,14 +70,13 @@ def show(report: Report, chosen: argparse.Namespace) -> None:
     if not chosen.quiet:
         says = f"{says}\n  {text.message(report)}" if is_short else str(report)
     if not sys.stdout.isatty():
-        print(says)
+        tell(says)
     elif chosen.quiet or is_short:
         _show_coloured(says, report.verdict)
     else:
         import rich
 
         rich.print(report)
-    sys.stdout.flush()
 
 
 def _show_coloured(says: str, verdict: Verdict) -> None:
@@ -62,14 +91,19 @@ def _show_coloured(says: str, verdict: Verdict) -> None:
     Console().print(told, soft_wrap=True)
 
 
-def write(reports: Sequence[Report], chosen: argparse.Namespace) -> None:
+def write(reports: Sequence[Report], chosen: argparse.Namespace, code: int) -> None:
     """Writes the files that were asked for.
+
+    Args:
+      reports: All reports of the command.
+      chosen: The command line.
+      code: What the command exits with.
 
     Raises:
       UsageError: One can't be written.
     """
     if chosen.json is not None:
-        _write(chosen.json, _json(reports))
+        _write(chosen.json, _json(reports, code))
     if chosen.html is not None:
         _write(chosen.html, _html(reports))
 
@@ -85,16 +119,17 @@ def _write(path: str, contents: str) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
-def _json(reports: Sequence[Report]) -> str:
+def _json(reports: Sequence[Report], code: int) -> str:
     """Returns one report as it tells itself, or an object that holds several."""
     if len(reports) == 1:
         return reports[0].to_json(indent=2) + "\n"
-    verdicts = [report.verdict for report in reports]
+    from gradtest._src.findings import worst
+
     told = {
         "format": "gradtest reports",
         "schema": 1,
-        "verdict": max(verdicts, key=lambda verdict: verdict.severity).value,
-        "exit_code": exit_code(verdicts),
+        "verdict": worst(report.verdict for report in reports).value,
+        "exit_code": code,
         "reports": [json.loads(report.to_json()) for report in reports],
     }
     return json.dumps(told, indent=2, allow_nan=False) + "\n"

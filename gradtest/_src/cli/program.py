@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 
 from gradtest._src.cli import check, graph, rules, versions
 from gradtest._src.cli.errors import UsageError, UsersError, internal_error
-from gradtest._src.cli.output import USAGE
+from gradtest._src.cli.output import USAGE, require_stdout
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -59,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Python would write the rest when it ends, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except Exception as error:  # Python's own exit code would be that of a wrong one
         print(internal_error(error), file=sys.stderr)
@@ -73,6 +70,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if chosen.command is None:
         parser.print_help(sys.stderr)
         return USAGE
+    require_stdout()
     return chosen.run(chosen)
 
 

@@ -21,7 +21,6 @@ Lists the custom rules that TARGET calls anywhere inside, yours and those of lib
 JAX's own among them, and checks each by itself at the values that reach it, as
 gradtest.assert_custom_rules_match does.
 """
-_SHARED = ("argnums", "trials", "key", "has_aux", "exclude", "rtol", "rounding_rtol")
 
 
 def add_to(commands: Any) -> None:
@@ -56,11 +55,12 @@ def run(chosen: argparse.Namespace) -> int:
             return _show_listing(listing, chosen)
         report = _audit(chosen, under_test)
         for rule in report.rules:
-            print(f"{_verdict(report, rule):13s} {_told(rule)}")
-        print()
+            output.tell(f"{_verdict(report, rule):13s} {_told(rule)}")
+        output.tell()
         output.show(report, chosen)
-        output.write([report], chosen)
-    return output.exit_code([report.verdict])
+        code = output.exit_code([report.verdict])
+        output.write([report], chosen, code)
+    return code
 
 
 def _listing(chosen: argparse.Namespace, under_test: Subject) -> Listing:
@@ -75,19 +75,19 @@ def _listing(chosen: argparse.Namespace, under_test: Subject) -> Listing:
 
 def _show_listing(listing: Listing, chosen: argparse.Namespace) -> int:
     for rule in listing.rules:
-        print(_told(rule))
+        output.tell(_told(rule))
     for line in listing.unreached:
-        print(f"not reached: {line}")
+        output.tell(f"not reached: {line}")
     if listing.rules:
         return output.RIGHT
-    print("no custom rule is called")
+    output.tell("no custom rule is called")
     return output.RIGHT if chosen.list else output.INCONCLUSIVE
 
 
 def _audit(chosen: argparse.Namespace, under_test: Subject) -> Report:
     import gradtest
 
-    keywords = options.chosen(chosen, *_SHARED, "order", "only")
+    keywords = options.chosen(chosen, *options.SHARED, "order", "only")
     keywords |= intentions(under_test.others)
     return report_of(
         chosen,

@@ -11,8 +11,6 @@ from typing import Any
 from gradtest._src.cli import targets
 from gradtest._src.cli.arguments import function_and_arguments
 from gradtest._src.cli.devices import require_devices, running_in
-from gradtest._src.cli.errors import UsageError
-from gradtest._src.cli.targets import Importer, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,9 @@ def subject(
         _flags_at_their_defaults(),
     ):
         loaded = importer.load(target)
-        functions = {role: _function(importer, each) for role, each in beside.items()}
+        functions = {
+            role: importer.load(each).function() for role, each in beside.items()
+        }
         require_devices(chosen.devices)
         fn, values = function_and_arguments(importer, loaded, args)
         yield Subject(fn, values, functions)
@@ -68,10 +68,3 @@ def _flags_at_their_defaults() -> Iterator[None]:
         yield
     finally:
         flags.FLAGS.unparse_flags()
-
-
-def _function(importer: Importer, target: Target) -> Any:
-    value = importer.load(target).value
-    if not callable(value):
-        raise UsageError(f"{target.text!r} is no function: it is {value!r:.80}.")
-    return value

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gradtest._src.cli.errors import UsageError, running_users_code
@@ -43,6 +43,17 @@ class Loaded:
     target: Target
     value: Any
     owner: Any
+
+    def function(self) -> Callable[..., Any]:
+        """Returns what stands there.
+
+        Raises:
+          UsageError: It is no function.
+        """
+        if not callable(self.value):
+            text = self.target.text
+            raise UsageError(f"{text!r} is no function: it is {self.value!r:.80}.")
+        return self.value
 
 
 def parse(text: str, beside: Target | None = None) -> Target:

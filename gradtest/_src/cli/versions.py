@@ -8,7 +8,7 @@ import json
 import shutil
 from typing import Any
 
-from gradtest._src.cli.output import RIGHT
+from gradtest._src.cli.output import RIGHT, tell
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -28,11 +28,11 @@ def run(chosen: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     found = dict(_found())
     if chosen.json:
-        print(json.dumps(found, indent=2))
+        tell(json.dumps(found, indent=2))
         return RIGHT
     width = max(map(len, found))
     for name, value in found.items():
-        print(f"{name:{width}s}  {value}")
+        tell(f"{name:{width}s}  {value}")
     return RIGHT
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradtest._src.case import norm
+
 if TYPE_CHECKING:
     from gradtest._src.diagnosis.questions import Questions
 
@@ -19,6 +21,8 @@ FIT = 1e-4
 _SAMPLE = 4096
 # Numbers that agree to so many digits are taken for one.
 _DIGITS = 9
+# So many digits of a number are written at the least, and at the most.
+_FEWEST_DIGITS, _MOST_DIGITS = 3, 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +116,7 @@ class Clues:
     @functools.cached_property
     def fit(self) -> float:
         """How closely a pattern must fit: it must explain most of the gap, too."""
-        scale, gap = size(self.true), size(self.gap)
+        scale, gap = norm(self.true), norm(self.gap)
         return min(self.wanted_fit, gap / scale / 10) if scale else self.wanted_fit
 
     @property
@@ -124,28 +128,28 @@ class Clues:
         """Whether an array is another one, as closely as numbers here can tell."""
         if found.shape != pattern.shape:
             return False
-        scale = size(pattern)
+        scale = norm(pattern)
         if not scale > 0 or not np.isfinite(scale):
             return False
         if found.size > 2 * _SAMPLE:
             few, wanted = sample(found), sample(pattern)
-            if size(few - wanted) > 100 * self.fit * max(size(wanted), scale / 100):
+            if norm(few - wanted) > 100 * self.fit * max(norm(wanted), scale / 100):
                 return False
-        return size(found - pattern) <= self.fit * scale
+        return norm(found - pattern) <= self.fit * scale
 
     def closeness(self, term: np.ndarray) -> float:
         """Returns the part of the gap that a term leaves unexplained."""
-        whole = size(self.gap)
-        return size(self.gap - term) / whole if whole else np.inf
+        whole = norm(self.gap)
+        return norm(self.gap - term) / whole if whole else np.inf
 
     def explains(self, term: np.ndarray) -> bool:
         """Whether claimed is true with this term added."""
-        return size(self.gap - term) <= self.fit * max(size(self.true), size(term))
+        return norm(self.gap - term) <= self.fit * max(norm(self.true), norm(term))
 
     @functools.cached_property
     def wrong(self) -> np.ndarray:
         """Which entries are wrong, those aside that a like gap may be noise in."""
-        scale = size(self.true) / max(self.true.size, 1) ** 0.5
+        scale = norm(self.true) / max(self.true.size, 1) ** 0.5
         difference = np.abs(self.gap)
         found = difference > 100 * self.rtol * np.abs(self.true) + self._noise * scale
         if not found.any():
@@ -155,7 +159,7 @@ class Clues:
     @functools.cached_property
     def telling(self) -> np.ndarray:
         """Which entries can tell right from wrong: small ones prove nothing."""
-        scale = size(self.true) / max(self.true.size, 1) ** 0.5
+        scale = norm(self.true) / max(self.true.size, 1) ** 0.5
         both = np.maximum(np.abs(self.claimed), np.abs(self.true))
         least = min(100 * self._noise, 0.05) * scale
         return self.wrong | (both > max(least, 1e-9 * both.max(initial=0.0)))
@@ -164,12 +168,6 @@ class Clues:
     def _noise(self) -> float:
         """What may be noise in an entry, relative to the others."""
         return self.rtol if self.wanted_fit <= FIT else self.wanted_fit
-
-
-def size(array: np.ndarray) -> float:
-    """Returns the Euclidean norm of an array of any shape."""
-    flat = np.abs(array).ravel().astype(float, copy=False)
-    return float(np.sqrt(np.einsum("i,i->", flat, flat)))
 
 
 def sample(array: np.ndarray) -> np.ndarray:
@@ -208,6 +206,29 @@ def chance_of_set(count: int, told: int) -> float:
         math.lgamma(told + 1) - math.lgamma(count + 1) - math.lgamma(told - count + 1)
     )
     return math.exp(-min(ways, 700.0))
+
+
+def unexplained(found: np.ndarray, pattern: np.ndarray) -> float:
+    """Returns what a pattern leaves of an array, relative to the pattern."""
+    scale = norm(pattern)
+    return norm(found - pattern) / scale if scale else np.inf
+
+
+def written(number: float, rest: float) -> str:
+    """Writes a number that was fitted, with no more digits than the fit bears.
+
+    Args:
+      number: The number.
+      rest: What the fit leaves unexplained, relative to what it explains.
+    """
+    finest = 10.0**-_MOST_DIGITS
+    digits = math.floor(-math.log10(max(rest, finest))) if rest < 1 else 0
+    return f"{number:.{max(digits, _FEWEST_DIGITS)}g}"
+
+
+def times(factor: float, rest: float) -> str:
+    """Writes a factor like `written`, but never one that is off 1 as 1."""
+    return written(factor, min(rest, abs(abs(factor) - 1) / 100))
 
 
 def coefficient(found: np.ndarray, pattern: np.ndarray) -> float:

@@ -100,7 +100,7 @@ def _fades(clues: Clues, distance: np.ndarray) -> bool:
 
 def _cause(clues: Clues, sure: float, condition: Condition) -> Cause:
     wrong = clues.wrong
-    how = behaviour(clues, wrong)
+    how = behaviour(clues)
     count = int(wrong.sum())
     is_are = "is" if count == 1 else "are"
     there = f", where {how}" if how else ""
@@ -169,7 +169,7 @@ def leaks(clues: Clues) -> Cause | None:
     if not wrong.any() or wrong.sum() == telling.sum():
         return None
     place = shape_of(clues.wrong, telling)
-    says = told_places(clues, clues.wrong, place, behaviour(clues, clues.wrong))
+    says = told_places(clues, place, behaviour(clues))
     sure = 0.9 * (1 - chance_of_set(int(wrong.sum()), int(telling.sum())))
     if np.array_equal(wrong, (clues.true == 0) & telling):
         return Cause("padded entries get gradient", says, _MASK_THEM, sure)

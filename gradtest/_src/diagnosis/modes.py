@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradtest._src.diagnosis.clues import Clues, coefficient, size
+from gradtest._src.case import norm
+from gradtest._src.diagnosis.clues import Clues, coefficient
 from gradtest._src.findings import Cause
 
 
@@ -74,7 +75,7 @@ def rounded_to(claimed: np.ndarray, true: np.ndarray) -> Cause | None:
     if known.sum() < 3 or np.iscomplexobj(claimed):
         return None
     values, wanted = claimed[known], true[known]
-    gap = size(values - wanted) / size(wanted)
+    gap = norm(values - wanted) / norm(wanted)
     for name, bits in _NARROW:
         mantissa = np.frexp(values)[0] * 2.0**bits
         if not np.array_equal(mantissa, np.round(mantissa)):

@@ -8,7 +8,6 @@ through it, and a gap that is a multiple of that has its reason there.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +15,18 @@ import jax
 import numpy as np
 
 from gradtest._src import dataflow, execution, jaxprs
+from gradtest._src.case import norm
 from gradtest._src.diagnosis.clues import (
     Clues,
     coefficient,
     independent,
     likelihood,
-    size,
+    times,
 )
 from gradtest._src.findings import Cause
 from gradtest._src.lifting import Evaluator, Recorder, is_inexact, widen
 from gradtest._src.program import Values, derivative
+from gradtest._src.rules import shorten
 
 if TYPE_CHECKING:
     from gradtest._src.case import Case
@@ -37,6 +38,7 @@ _MOST_ENTRIES = 50_000
 # So many different parts are tried two at a time.
 _MOST_IN_PAIRS = 24
 # By what a term may be off, of two that are.
+_LOST, _FLIPPED = -1.0, -2.0
 _SIMPLE = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0)
 # What moves numbers around carries nothing of its own.
 _PLAIN = frozenset(
@@ -63,19 +65,19 @@ class Part:
 def missing_path(clues: Clues) -> Cause | None:
     """The gap is a multiple of what flows through one place, or two."""
     asked = clues.scene.questions
-    if asked is None or independent(clues.gap) < 2:
+    entries = independent(clues.gap)
+    if asked is None or not entries:
         return None
-    parts = [part for part in asked.parts() if size(part.gradients[clues.leaf]) > 0]
+    parts = [part for part in asked.parts() if norm(part.gradients[clues.leaf]) > 0]
     best: tuple[float, float, Part] | None = None
     for part in parts:
         term = part.gradients[clues.leaf]
-        ratio = coefficient(clues.gap, term)
+        ratio = _ratio(clues, term)
         if not ratio or not clues.explains(ratio * term):
             continue
-        whole = abs(ratio + 1) < max(1e-6, 10 * clues.fit)
+        free = 0 if ratio in (_LOST, _FLIPPED) else 1
         closeness = clues.closeness(ratio * term)
-        entries = independent(clues.gap)
-        sure = likelihood(closeness, entries, 0 if whole else 1, len(parts))
+        sure = likelihood(closeness, entries, free, len(parts))
         # Of like parts the last value is nearest to the result, and easiest to find.
         is_better = best is None or sure > best[0] + 1e-9
         is_like = best is not None and abs(sure - best[0]) <= 1e-9
@@ -83,11 +85,18 @@ def missing_path(clues: Clues) -> Cause | None:
             best = sure, ratio, part
     if best is not None and best[0] >= 0.9:
         return _one(clues, *best)
-    return _two(clues, parts)
+    return _two(clues, parts) if entries > 1 else None
+
+
+def _ratio(clues: Clues, term: np.ndarray) -> float:
+    """Returns how much of a term is in the gap: what a usual slip leaves, or any."""
+    ratio = coefficient(clues.gap, term)
+    near = max(1e-6, 10 * clues.fit)
+    return next((r for r in (_LOST, _FLIPPED) if abs(ratio - r) < near), ratio)
 
 
 def _one(clues: Clues, sure: float, ratio: float, part: Part) -> Cause:
-    if abs(ratio + 1) < max(1e-6, 10 * clues.fit):
+    if ratio == _LOST:
         return Cause(
             "missing term",
             f"it lacks exactly what flows through {part.words}, as if that were a "
@@ -95,8 +104,7 @@ def _one(clues: Clues, sure: float, ratio: float, part: Part) -> Cause:
             "add the term that comes from there: differentiate it as well",
             0.95 * sure,
         )
-    times = 1 + ratio
-    if abs(times + 1) < max(1e-6, 10 * clues.fit):
+    if ratio == _FLIPPED:
         return Cause(
             "sign flipped in a term",
             f"what flows through {part.words} comes with its sign flipped, the rest "
@@ -104,10 +112,12 @@ def _one(clues: Clues, sure: float, ratio: float, part: Part) -> Cause:
             "negate that term",
             0.95 * sure,
         )
+    rest = clues.closeness(ratio * part.gradients[clues.leaf])
     return Cause(
         "factor in a term",
-        f"what flows through {part.words} comes {times:.6g} times, the rest is right",
-        f"multiply that term by {1 / times:.6g}",
+        f"what flows through {part.words} comes {times(1 + ratio, rest)} times, the "
+        "rest is right",
+        f"multiply that term by {times(1 / (1 + ratio), rest)}",
         0.93 * sure,
     )
 
@@ -178,14 +188,10 @@ class _Place:
     operand: int | None = None
 
     def __str__(self) -> str:
-        line = _shortened(jaxprs.call_site(self.eqn))
+        line = shorten(jaxprs.call_site(self.eqn))
         at = f" ({line})" if line else ""
         name = f"`{self.eqn.primitive.name}`{at}"
         return name if self.operand is None else f"operand {self.operand} of {name}"
-
-
-def _shortened(line: str) -> str:
-    return line.removeprefix(os.getcwd() + os.sep)
 
 
 @jax.custom_jvp
@@ -286,18 +292,14 @@ def _places(case: Case) -> list[_Place]:
         if id(eqn) in seen or name in _PLAIN or any(jaxprs.subprograms(eqn)):
             continue
         seen.add(id(eqn))
-        if not any(map(_is_float, eqn.outvars)):
+        if not any(map(jaxprs.is_floating, eqn.outvars)):
             continue
         operands = [
             n
             for n, atom in enumerate(eqn.invars)
-            if _is_float(atom) and not jaxprs.is_literal(atom)
+            if jaxprs.is_floating(atom) and not jaxprs.is_literal(atom)
         ]
         if len(operands) > 1:
             found += [_Place(eqn, n) for n in operands]
         found.append(_Place(eqn))
     return found
-
-
-def _is_float(atom: Any) -> bool:
-    return is_inexact(getattr(atom.aval, "dtype", None))

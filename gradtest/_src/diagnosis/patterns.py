@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
+from gradtest._src.case import norm
 from gradtest._src.diagnosis.clues import (
     Clues,
     all_entries,
@@ -14,7 +16,8 @@ from gradtest._src.diagnosis.clues import (
     independent,
     likelihood,
     sample,
-    size,
+    times,
+    unexplained,
 )
 from gradtest._src.diagnosis.recognised import USUAL, reasons, usual
 from gradtest._src.findings import Cause
@@ -23,26 +26,25 @@ from gradtest._src.findings import Cause
 _MOST_AXES = 5
 # So many leaves of one shape are looked at for a gradient that changed places.
 _MOST_LEAVES = 64
+ZERO = Cause(
+    "zero gradient",
+    "the claimed gradient is zero in every entry, the true one is not",
+    "return this leaf's cotangent from the rule; look for a missing term, a "
+    "stop_gradient, or zeros_like",
+)
 
 
 def zero(clues: Clues) -> Cause | None:
     """The claimed gradient is zero."""
     if clues.claimed.any() or not clues.true.any():
         return None
+    if clues.scene.order == 1:
+        return ZERO
     remedy = (
-        "return this leaf's cotangent from the rule; look for a missing term, a "
-        "stop_gradient, or zeros_like"
+        "let the rule's own derivative depend on this leaf: look for a "
+        "stop_gradient, or a constant, in its bwd or jvp"
     )
-    if clues.scene.order > 1:
-        remedy = (
-            "let the rule's own derivative depend on this leaf: look for a "
-            "stop_gradient, or a constant, in its bwd or jvp"
-        )
-    return Cause(
-        "zero gradient",
-        "the claimed gradient is zero in every entry, the true one is not",
-        remedy,
-    )
+    return dataclasses.replace(ZERO, remedy=remedy)
 
 
 def should_be_zero(clues: Clues) -> Cause | None:
@@ -72,7 +74,7 @@ def factor(clues: Clues) -> Cause | None:
     ratio = coefficient(clues.claimed, clues.true)
     if not ratio or not clues.fits(clues.claimed, ratio * clues.true):
         return None
-    times = max(abs(ratio), 1 / abs(ratio))
+    size = max(abs(ratio), 1 / abs(ratio))
     if abs(ratio + 1) < clues.fit:
         return None  # the sign alone
     known = reasons(ratio, clues)
@@ -80,7 +82,8 @@ def factor(clues: Clues) -> Cause | None:
     if not chance:
         return None
     word = "large" if abs(ratio) > 1 else "small"
-    number = usual(times, clues.fit) or f"{times:.6g}"
+    rest = unexplained(clues.claimed, ratio * clues.true)
+    number = usual(size, clues.fit) or times(size, rest)
     flipped = "with its sign flipped and " if ratio < 0 else ""
     because = f": {number} is {' and '.join(known)}" if known else ""
     if known and known[0].startswith("2^"):
@@ -89,8 +92,10 @@ def factor(clues: Clues) -> Cause | None:
         "constant factor",
         f"it is {flipped}{number} times too {word} in "
         f"{all_entries(clues.true)}{because}",
-        f"multiply by {1 / ratio:.6g}; look for a missing or doubled factor, or a "
-        + ("mean where a sum is" if abs(ratio) < 1 else "sum where a mean is"),
+        f"multiply by {times(1 / ratio, rest)}; look for a missing or doubled factor, "
+        + (
+            "or a mean where a sum is" if abs(ratio) < 1 else "or a sum where a mean is"
+        ),
         chance,
     )
 
@@ -99,15 +104,14 @@ def _factor_likelihood(clues: Clues, ratio: float, is_known: bool) -> float:
     """A single number fits any factor: it proves nothing by itself."""
     entries = independent(clues.true)
     if entries > 1:
-        rest = size(clues.claimed - ratio * clues.true) / size(ratio * clues.true)
+        rest = unexplained(clues.claimed, ratio * clues.true)
         return 0.99 * likelihood(rest, entries, 1)
     if clues.true.size > 1:
         return 0.9  # one number all over: a term that is added would show as well
     for claimed, true in zip(clues.all_claimed, clues.all_true, strict=True):
-        if true is not clues.all_true[clues.leaf] and independent(true) > 1:
-            pattern = ratio * true
-            if claimed.shape == true.shape and clues.fits(claimed, pattern):
-                return 0.95
+        is_other = true is not clues.all_true[clues.leaf]
+        if is_other and independent(true) > 1 and clues.fits(claimed, ratio * true):
+            return 0.95
     is_usual = any(
         abs(abs(ratio) ** power / number - 1) < clues.fit
         for number in USUAL
@@ -140,13 +144,14 @@ def transposed(clues: Clues) -> Cause | None:
         ratio = coefficient(clues.claimed, turned)
         if not ratio or not clues.fits(clues.claimed, ratio * turned):
             continue
-        entries = independent(clues.true)
-        return _permuted(clues, axes, ratio, likelihood(clues.fit, entries, 1))
+        rest = unexplained(clues.claimed, ratio * turned)
+        sure = likelihood(clues.fit, independent(clues.true), 1)
+        return _permuted(clues, axes, ratio, rest, sure)
     return None
 
 
 def _permuted(
-    clues: Clues, axes: tuple[int, ...], ratio: float, sure: float
+    clues: Clues, axes: tuple[int, ...], ratio: float, rest: float, sure: float
 ) -> Cause | None:
     last_two = (*range(len(axes) - 2), len(axes) - 1, len(axes) - 2)
     says, remedy = "it is the transpose of the true gradient", "swap the last two axes"
@@ -156,7 +161,10 @@ def _permuted(
     if abs(ratio + 1) < clues.fit:
         says, remedy = says + " with its sign flipped", remedy + " and negate"
     elif abs(ratio - 1) >= clues.fit:
-        says, remedy = f"{says}, times {ratio:.6g}", f"{remedy}; mend the factor"
+        says, remedy = (
+            f"{says}, times {times(ratio, rest)}",
+            f"{remedy}; mend the factor",
+        )
     return Cause("transposed", says, remedy, 0.99 * sure)
 
 
@@ -247,7 +255,7 @@ def swapped(clues: Clues) -> Cause | None:
     for other in others[:_MOST_LEAVES]:
         pattern = np.asarray(clues.all_true[other])
         wanted = sample(pattern)[:64]
-        if size(start - wanted) > 1e-2 * size(wanted):
+        if norm(start - wanted) > 1e-2 * norm(wanted):
             continue
         if not clues.fits(claimed, pattern):
             continue
@@ -291,7 +299,7 @@ def by_rows(clues: Clues) -> Cause | None:
         ratios = inner / np.where(lines > 0, lines, 1)
         if not clues.fits(claimed, ratios * true):
             continue
-        rest = size(claimed - ratios * true) / size(clues.gap)
+        rest = norm(claimed - ratios * true) / norm(clues.gap)
         sure = likelihood(rest, independent(true), ratios.size)
         off = ratios[np.abs(ratios - 1) > 10 * clues.fit]
         if sure < 0.9 or independent(np.round(off, 6)) < 2:

@@ -11,7 +11,8 @@ from gradtest._src.diagnosis.clues import (
     chance_of_set,
     coefficient,
     independent,
-    size,
+    times,
+    unexplained,
 )
 from gradtest._src.findings import Cause
 
@@ -29,7 +30,7 @@ def some_entries(clues: Clues) -> Cause | None:
     if not 0 < count < wrong.size:
         return None
     place = shape_of(wrong, clues.telling)
-    how = behaviour(clues, wrong)
+    how = behaviour(clues)
     told = int(clues.telling.sum())
     right = (told - int((wrong & clues.telling).sum())) / max(told, 1)
     if right < _LEAST_RIGHT:
@@ -43,7 +44,7 @@ def some_entries(clues: Clues) -> Cause | None:
         sure = min(sure, 0.5)
     return Cause(
         "some entries wrong",
-        told_places(clues, wrong, place, how),
+        told_places(clues, place, how),
         _remedy(place, how),
         sure,
     )
@@ -57,8 +58,9 @@ def _is_structure(place: str, wrong: np.ndarray, told: int) -> bool:
     return 4 * max(wrong.shape) * chance_of_set(count, told) < 0.5
 
 
-def told_places(clues: Clues, wrong: np.ndarray, place: str, how: str) -> str:
+def told_places(clues: Clues, place: str, how: str) -> str:
     """Says which entries are wrong, and what they are."""
+    wrong = clues.wrong
     count = int(wrong.sum())
     is_are = "is" if count == 1 else "are"
     where = f" ({place})" if place else ""
@@ -91,9 +93,9 @@ def bounds(wrong: np.ndarray) -> str:
     )
 
 
-def behaviour(clues: Clues, wrong: np.ndarray) -> str:
+def behaviour(clues: Clues) -> str:
     """Says what the claim is at its wrong entries; "" where nothing fits."""
-    claimed, true = clues.claimed[wrong], clues.true[wrong]
+    claimed, true = clues.claimed[clues.wrong], clues.true[clues.wrong]
     is_one = claimed.size == 1
     they = "it is" if is_one else "they are"
     if np.isnan(claimed).all():
@@ -104,11 +106,14 @@ def behaviour(clues: Clues, wrong: np.ndarray) -> str:
         return f"the true {'one is' if is_one else 'ones are'} zero"
     fit = 10 * clues.fit
     ratio = coefficient(claimed, true)
-    if ratio and size(claimed - ratio * true) <= fit * size(ratio * true):
+    rest = unexplained(claimed, ratio * true) if ratio else np.inf
+    if rest <= fit:
         if abs(ratio + 1) < fit:
             return "their sign is flipped" if not is_one else "its sign is flipped"
         if independent(true) > 1 or abs(ratio - round(ratio)) < fit:
-            return f"{they} {ratio:.6g} x the true {'one' if is_one else 'ones'}"
+            return (
+                f"{they} {times(ratio, rest)} x the true {'one' if is_one else 'ones'}"
+            )
     if independent(claimed - true) == 1 and independent(true) > 1:
         return f"{they} off by {float(np.abs(claimed - true)[0]):.6g} each"
     return ""

@@ -46,11 +46,6 @@ class Questions:
         """The cotangents, in float64."""
         return [widen(value) for value in self._case.seed]
 
-    @property
-    def case(self) -> Case:
-        """What the questions are about."""
-        return self._case
-
     def gradient(
         self,
         *,

@@ -10,15 +10,10 @@ import numpy as np
 from gradtest._src.diagnosis.clues import Scene
 from gradtest._src.diagnosis.conditions import where_in_words
 from gradtest._src.diagnosis.modes import rounded_to
+from gradtest._src.diagnosis.patterns import ZERO
 from gradtest._src.differences import Slope
 from gradtest._src.findings import Cause
 
-_ZERO = Cause(
-    "zero gradient",
-    "the claimed gradient is zero in every entry, the true one is not",
-    "return this leaf's cotangent from the rule; look for a missing term, a "
-    "stop_gradient, or zeros_like",
-)
 KINK = Cause(
     "kink",
     "the function has a kink here, and along a random direction its sides can't be "
@@ -42,8 +37,6 @@ FORWARD_VALUE = Cause(
     "the rule's forward pass returns another value than the function it differentiates",
     "compute the same expression in the rule's fwd (or jvp) as in the function",
 )
-
-
 _DOWNCAST = Cause(
     "downcast",
     "the formula is right, but the rule computes in half precision what the function "
@@ -148,7 +141,7 @@ def noisy(slope: Slope, scale: float) -> Cause:
 def slope_cause(claimed: np.ndarray, claim: float, measured: float) -> Cause:
     """Names the cause where only a measured slope speaks against the claim."""
     if not claimed.any():
-        return _ZERO
+        return ZERO
     ratio = claim / measured if measured else np.inf
     return Cause(
         "different",

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gradtest._src.case import norm
 from gradtest._src.diagnosis.clues import (
     Clues,
     coefficient,
     independent,
     likelihood,
-    size,
+    times,
+    unexplained,
 )
 from gradtest._src.diagnosis.places import indices_in_words
 from gradtest._src.findings import Cause
@@ -116,9 +118,9 @@ def _slices(clues: Clues, k: int, axis: int, weights: np.ndarray) -> Cause:
     off = weights != 1
     where = indices_in_words(off, np.ones_like(off)).replace("#", "slices")
     where = where or f"{int(off.sum())} of {off.size} slices"
-    times = np.unique(weights[off])
-    how = "count " + " or ".join(f"{time:g}" for time in times) + " times"
-    if np.array_equal(times, [0]):
+    counts = np.unique(weights[off])
+    how = "count " + " or ".join(f"{count:g}" for count in counts) + " times"
+    if np.array_equal(counts, [0]):
         how = "are left out"
     return Cause(
         "part left out" if not weights[off].any() else "part counted otherwise",
@@ -143,10 +145,11 @@ def adjoint(clues: Clues) -> Cause | None:
         return None
     if clues.fits(clues.true, pattern):
         return None
-    times = "" if abs(ratio - 1) < clues.fit else f", times {ratio:.6g}"
+    rest = unexplained(clues.claimed, ratio * pattern)
+    number = "" if abs(ratio - 1) < clues.fit else f", times {times(ratio, rest)}"
     return Cause(
         "conjugate",
-        f"it is the conjugate transpose, the adjoint of mathematics{times}: JAX's "
+        f"it is the conjugate transpose, the adjoint of mathematics{number}: JAX's "
         "convention has no conjugates",
         "take the transpose alone, as jax.linear_transpose and jax.vjp do",
         _sure(clues, 0.96),
@@ -247,14 +250,14 @@ def forwards(clues: Clues) -> Cause | None:
         return None
     (seed,) = asked.seed
     true = clues.true
-    if seed.shape != true.shape or not seed.any() or seed.dtype != true.dtype:
+    if seed.shape != true.shape or seed.dtype != true.dtype:
         return None
-    if seed.ndim == 0:
+    if seed.ndim == 0 or not seed.any():
         return None
-    pushed = asked.pushed(clues.leaf, np.conj(np.conj(seed)))
-    if pushed is None or size(clues.claimed - pushed[0]) > 1e-5 * size(pushed[0]):
+    pushed = asked.pushed(clues.leaf, seed)
+    if pushed is None or norm(clues.claimed - pushed[0]) > 1e-5 * norm(pushed[0]):
         return None
-    if size(pushed[0] - true) < 100 * clues.fit * size(true):
+    if norm(pushed[0] - true) < 100 * clues.fit * norm(true):
         return None
     return Cause(
         "transposed",

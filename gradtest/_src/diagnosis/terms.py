@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gradtest._src.case import norm
 from gradtest._src.diagnosis.clues import (
     Clues,
     all_entries,
@@ -14,8 +15,10 @@ from gradtest._src.diagnosis.clues import (
     independent,
     likelihood,
     sample,
-    size,
     spread_over,
+    times,
+    unexplained,
+    written,
 )
 from gradtest._src.findings import Cause
 
@@ -23,6 +26,8 @@ _MOST_SOURCES = 12
 # A ratio of fewer entries than these shows no function of an argument.
 _LEAST_ENTRIES = 8
 _LEAST_LIKELIHOOD = 0.9
+# How likely a constant is that fits; one that may be another term; float32's rounding.
+_CONSTANT, _GUESS, _FLOAT32 = 0.89, 0.475, 1e-6
 
 _Function = Callable[[np.ndarray], np.ndarray]
 # What an argument may be multiplied in as, with its name in words.
@@ -67,38 +72,50 @@ def added(clues: Clues) -> Cause | None:
         if not ratio or not clues.explains(term):
             continue
         closeness = clues.closeness(term)
+        if name == "1":
+            return _constant(clues, ratio, closeness)
         count = min(entries, max(independent(pattern), 1))
         sure = likelihood(closeness, count, 1, tries)
-        if name == "1":
-            # One number in all entries, which the truth does not have.
-            sure = 0.995 if independent(clues.true) > 3 else 0.5
         if sure >= 0.5:
-            return _added(clues, name, ratio, 0.95 * sure)
+            return _added(clues, name, ratio, closeness, 0.95 * sure)
     return None
+
+
+def _constant(clues: Clues, number: float, rest: float) -> Cause:
+    """Names one number that is added in all entries, which the truth does not have."""
+    # A path of the program may explain it: one that is found there is likelier.
+    sure = _CONSTANT * likelihood(rest, independent(clues.true), 1)
+    if not _is_round(number, rest):
+        sure = 0.0
+    return _added(clues, "1", number, rest, max(_GUESS, sure))
+
+
+def _is_round(number: float, rest: float) -> bool:
+    """Whether somebody may have written a number; one that is computed is longer."""
+    return abs(float(f"{number:.3g}") / number - 1) <= max(10 * rest, _FLOAT32)
 
 
 def _fitting(found: np.ndarray, pattern: np.ndarray) -> float:
     """Returns the factor that fits some entries best; 0 where it is none."""
     few, wanted = sample(found), sample(pattern)
     ratio = coefficient(few, wanted)
-    if not ratio or size(few - ratio * wanted) > 0.05 * size(few):
+    if not ratio or norm(few - ratio * wanted) > 0.05 * norm(few):
         return 0.0
     return coefficient(found, pattern)
 
 
-def _added(clues: Clues, name: str, ratio: float, sure: float) -> Cause:
+def _added(clues: Clues, name: str, ratio: float, rest: float, sure: float) -> Cause:
     # A coefficient that nobody would write was computed: by a term that is lost.
-    is_written = float(f"{ratio:.3g}") == float(f"{ratio:.5g}")
-    is_extra = is_written and size(clues.claimed) >= size(clues.true)
-    number = f"{abs(ratio):.6g}"
-    times = number if name == "1" else f"{number} * {name}"
+    is_extra = _is_round(ratio, rest) and norm(clues.claimed) >= norm(clues.true)
+    number = written(abs(ratio), rest)
+    term = number if name == "1" else f"{number} * {name}"
     sign = "+" if ratio > 0 else "-"
-    says = f"claimed = true {sign} {times} in {all_entries(clues.true)}"
+    says = f"claimed = true {sign} {term} in {all_entries(clues.true)}"
     if is_extra:
         remedy = f"drop the term with {name}" if name != "1" else "drop the constant"
         return Cause("extra term", says, f"{remedy} from the gradient", sure)
     other = "-" if ratio > 0 else ""
-    return Cause("missing term", says, f"add the term {other}{times}", sure)
+    return Cause("missing term", says, f"add the term {other}{term}", sure)
 
 
 def _addends(clues: Clues) -> Iterator[tuple[str, np.ndarray]]:
@@ -148,8 +165,32 @@ def along_lines(clues: Clues) -> Cause | None:
                 continue
             sure = likelihood(clues.closeness(term), entries, free, len(bases))
             if sure >= _LEAST_LIKELIHOOD:
-                return _along(clues, name, len(basis), axis, count, 0.94 * sure)
+                most = 0.94 if name else _as_computed(clues, axis)
+                if not most:
+                    return None
+                return _along(clues, name, len(basis), axis, count, most * sure)
     return None
+
+
+def _as_computed(clues: Clues, axis: int) -> float:
+    """Returns how likely a mean or sum is, where the gap is alike along an axis.
+
+    Not at all where it is one round number, which is added; nor where the program is
+    known, and no value in it sends back what is alike along the axis.
+    """
+    ones = np.ones_like(clues.gap)
+    term = coefficient(clues.gap, ones) * ones
+    is_one_number = clues.explains(term)
+    if is_one_number and _is_round(float(term.flat[0]), clues.closeness(term)):
+        return 0.0
+    asked = clues.scene.questions
+    parts = asked.parts() if asked is not None else []
+    sent = [part.gradients[clues.leaf] for part in parts]
+    if sent and not any(
+        clues.fits(each, _projected(each, [ones], axis)) for each in sent
+    ):
+        return 0.0
+    return _CONSTANT if is_one_number else 0.94
 
 
 def _projected(gap: np.ndarray, basis: list[np.ndarray], axis: int) -> np.ndarray:
@@ -213,10 +254,10 @@ def multiplied(clues: Clues) -> Cause | None:
                 if not ratio or not clues.fits(left, ratio * right):
                     continue
                 entries = max(independent(known), 2)
-                rest = size(left - ratio * right) / size(left)
+                rest = unexplained(left, ratio * right)
                 sure = likelihood(rest, entries, 1, len(_FACTORS) * 8)
                 if sure >= _LEAST_LIKELIHOOD:
-                    return _multiplied(clues, named, is_extra, ratio, 0.96 * sure)
+                    return _multiplied(clues, named, is_extra, ratio, rest, 0.96 * sure)
     return None
 
 
@@ -225,9 +266,9 @@ def _signs(values: np.ndarray) -> int:
 
 
 def _multiplied(
-    clues: Clues, name: str, is_extra: bool, ratio: float, sure: float
+    clues: Clues, name: str, is_extra: bool, ratio: float, rest: float, sure: float
 ) -> Cause:
-    number = "" if abs(ratio - 1) < clues.fit else f"{ratio:.6g} * "
+    number = "" if abs(ratio - 1) < clues.fit else f"{times(ratio, rest)} * "
     where = all_entries(clues.true)
     if is_extra:
         return Cause(
@@ -272,12 +313,12 @@ def constant_slope(clues: Clues) -> Cause | None:
         ratio = _fitting(clues.claimed, pattern)
         if not ratio or not clues.fits(clues.claimed, ratio * pattern):
             continue
-        rest = size(clues.claimed - ratio * pattern) / size(clues.claimed)
+        rest = unexplained(clues.claimed, ratio * pattern)
         sure = likelihood(rest, independent(pattern), 1)
         return Cause(
             "constant slope",
-            f"claimed = {ratio:.6g} x {each.name} in {all_entries(clues.true)}: the "
-            "slope is taken for a constant",
+            f"claimed = {times(ratio, rest)} x {each.name} in "
+            f"{all_entries(clues.true)}: the slope is taken for a constant",
             "multiply the cotangent by the function's slope, all terms of it: a term "
             "may be missing that depends on the argument",
             0.89 * sure,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gradtest._src.graphs.drawing import Drawing, Group, GroupKind, Kind, Node
 from gradtest._src.graphs.folding import folded_label, opened, seen
+from gradtest._src.report import legible
 
 _LONGEST_LINE = 50
 _LONGEST_DETAILS = 600
@@ -65,22 +66,12 @@ def quoted(text: str) -> str:
 
 def visible(text: str) -> str:
     """Replaces what can't be shown, or would be obeyed, by its escape sequence."""
-    return "".join(
-        letter
-        if letter == "\n" or letter.isprintable()
-        else letter.encode("unicode_escape").decode("ascii")
-        for letter in text
-    )
+    return "\n".join(map(legible.printable, text.split("\n")))
 
 
 def shortened(text: str, longest: int = _LONGEST_LINE) -> str:
     """Cuts the middle out of each line that is too long."""
-    lines = text.split("\n")
-    half = longest // 2
-    return "\n".join(
-        line if len(line) <= longest else f"{line[:half]}…{line[1 - half :]}"
-        for line in lines
-    )
+    return "\n".join(legible.shortened(line, longest) for line in text.split("\n"))
 
 
 class _Writer:

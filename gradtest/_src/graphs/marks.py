@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import linecache
 import os
-import tokenize
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +11,7 @@ from gradtest._src.findings import Line, Report, Rule, Verdict
 from gradtest._src.jaxprs import Eqn, Jaxpr
 from gradtest._src.jaxprs.lines import users_place
 from gradtest._src.jaxprs.scopes import call_place
+from gradtest._src.localise.source import function_lines
 from gradtest._src.rules import shorten
 
 
@@ -103,16 +101,8 @@ def _lines_of_part(part: str) -> Iterator[tuple[str, range]]:
     """Yields the file and the lines of a part that stands at "part at file:line"."""
     file, _, number = part.rpartition(" at ")[2].rpartition(":")
     if number.isdigit():
-        yield file, _lines_of_function(file, int(number))
-
-
-def _lines_of_function(file: str, first: int) -> range:
-    """Returns the lines of the function that begins at a line of a file."""
-    lines = linecache.getlines(file)[first - 1 :]
-    try:
-        return range(first, first + len(inspect.getblock(lines)))
-    except (IndentationError, SyntaxError, tokenize.TokenError):
-        return range(first, first + 1)
+        first = int(number)
+        yield file, function_lines(file, first) or range(first, first + 1)
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -199,10 +199,8 @@ def _leaves(
                     tree, GroupKind.LEAVES, is_backward=is_backward
                 )
             home = groups[tree]
-        text = labels.type_text(jax.typeof(leaf.value)) if not hasattr(
-            leaf.value, "dtype"
-        ) else labels.type_text(leaf.value)  # fmt: skip
-        label = f"{leaf.name}\n{text}"
+        value = leaf.value if hasattr(leaf.value, "dtype") else jax.typeof(leaf.value)
+        label = f"{leaf.name}\n{labels.type_text(value)}"
         nodes.append(home.add_node(label, kind, is_backward=is_backward))
     return nodes
 

@@ -109,6 +109,9 @@ def load_inputs(path: str | os.PathLike[str]) -> Saved:
     Args:
       path: What `Report.save("name.npz")` wrote. Nothing in it is run.
 
+    Returns:
+      The leaves of the arguments by name, and the report.
+
     Raises:
       FileNotFoundError: There is no such file.
       ValueError: It is none of gradtest's, or one of a newer schema.
@@ -117,11 +120,10 @@ def load_inputs(path: str | os.PathLike[str]) -> Saved:
       >>> import pathlib, tempfile
       >>> import jax.numpy as jnp
       >>> import gradtest
-      >>> from gradtest._src.report.archive import load_inputs
       >>> report = gradtest.check(jnp.sum, jnp.arange(3.0))
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     path = report.save(pathlib.Path(folder, "sum.npz"))
-      ...     load_inputs(path).report.verdict.value
+      ...     gradtest.load_inputs(path).report.verdict.value
       'PASS'
     """
     try:

@@ -9,7 +9,6 @@ from gradtest._src.report import legible
 from gradtest._src.report.parts import Numbers, Row, Table
 
 _ASSERTION = "assert_variants_agree"
-_OTHERS_NAMED = 4
 # What a finding notes where it is a value that departs, no gradient.
 VALUE = "its value"
 _HEADS = ("variant", "verdict", "in float64", "as it runs", "allowed", "worst at")
@@ -75,10 +74,9 @@ def others(report: Report, findings: list[Finding], chief: Finding) -> str:
     if not names:
         count = f" {right} agree" if right > 1 else " agrees"
         return f"The other{count}." if right else ""
-    more = f" and {len(names) - _OTHERS_NAMED} more" * (len(names) > _OTHERS_NAMED)
     word = "Departs as well" if report.verdict is Verdict.FAIL else "Open"
     rest = f"; {agree}" if agree else ""
-    return f"{word}: {', '.join(names[:_OTHERS_NAMED])}{more}{rest}."
+    return f"{word}: {legible.listed(names)}{rest}."
 
 
 def table(report: Report) -> Table:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from gradtest._src.findings import Cause, Finding, Report, Rule, Verdict, worst
 from gradtest._src.report import cells, excerpts, legible, rules, tables, wording
 from gradtest._src.report.parts import (
+    OTHER_CAUSE,
     Block,
     Document,
     Facts,
@@ -22,11 +23,8 @@ from gradtest._src.report.parts import (
 _WORTH_TELLING = 0.3
 # So many rules have a section of their own.
 _RULES = 12
-
-
 # A message of a check has at most so many lines; a second cause is told where it fits.
 _MOST_LINES = 8
-_SECOND = "Or"
 
 
 def document(report: Report, pictures: Sequence[Block] = ()) -> Document:
@@ -41,7 +39,7 @@ def document(report: Report, pictures: Sequence[Block] = ()) -> Document:
     headline = wording.headline(report, chief)
     summary = tuple(_summary(report, chief)) if chief is not None else ()
     if len(summary) >= _MOST_LINES:
-        summary = tuple(line for line in summary if line.label != _SECOND)
+        summary = tuple(line for line in summary if line.label != OTHER_CAUSE)
     sections = tuple(s for s in _sections(report, chief, pictures) if s.blocks)
     return Document(report.verdict, call, headline, summary, sections)
 
@@ -63,7 +61,7 @@ def _summary(report: Report, chief: Finding) -> Iterator[Sentence]:
         yield Sentence(f"{legible.one_line(chief.cause.remedy)}.", "Try")
     for other in _other_causes(chief)[:1]:
         if other.likelihood >= _WORTH_TELLING:
-            yield Sentence(f"{legible.one_line(other.says)}.", _SECOND)
+            yield Sentence(f"{legible.one_line(other.says)}.", OTHER_CAUSE)
     found_in = legible.one_line(report.found_in)
     rest = [wording.others(report, chief), _hint(report)]
     rest += [f"Found in {found_in} alone."] if found_in else []
@@ -115,13 +113,11 @@ def _sections(
     if report.replay:
         replay = Sentence(legible.one_line(report.replay), "replay")
         yield Section("Replay", (replay,), is_summed_up=chief is not None)
-    pairs = tuple((_clean(n), _clean(v)) for n, v in report.environment)
+    pairs = tuple(
+        (legible.one_line(n), legible.one_line(v)) for n, v in report.environment
+    )
     blocks = (Facts(pairs, is_minor=True),) if pairs else ()
     yield Section("Environment", blocks, is_detail=True)
-
-
-def _clean(text: str) -> str:
-    return legible.one_line(text)
 
 
 def _about(report: Report, chief: Finding) -> Iterator[Section]:
@@ -134,9 +130,9 @@ def _about(report: Report, chief: Finding) -> Iterator[Section]:
     causes += _other_causes(chief)
     guesses = tuple(
         Guess(
-            wording.cause_label(report, cause) if i == 0 else "Or",
-            _clean(cause.says),
-            _clean(cause.remedy),
+            wording.cause_label(report, cause) if i == 0 else OTHER_CAUSE,
+            legible.one_line(cause.says),
+            legible.one_line(cause.remedy),
             cause.likelihood,
         )
         for i, cause in enumerate(causes)
@@ -199,10 +195,10 @@ def _how(report: Report) -> Iterator[Block]:
 
 def _labelled(line: str) -> tuple[str, str]:
     """Splits a line at its first colon, if it is one of the form "label: text"."""
-    label, colon, says = _clean(line).partition(": ")
+    label, colon, says = legible.one_line(line).partition(": ")
     return (label, says) if colon else ("precision", label)
 
 
 def _notes(lines: Sequence[str], label: str) -> tuple[Block, ...]:
-    items = tuple(_clean(line) for line in lines)
+    items = tuple(legible.one_line(line) for line in lines)
     return (Notes(items, label),) if items else ()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradtest._src.findings import Exhibit
+from gradtest._src.report import legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,10 +45,7 @@ def printable(text: str, length: int = NAME_LENGTH) -> str:
         else c.encode("unicode_escape", "surrogatepass").decode()
         for c in text
     )
-    if len(shown) <= length:
-        return shown
-    half = (length - 1) // 2
-    return f"{shown[:half]}…{shown[-half:]}"
+    return legible.shortened(shown, length)
 
 
 def caption(exhibit: Exhibit) -> str:

@@ -29,29 +29,25 @@ def gaps_height(findings: Sequence[Finding]) -> float:
 def gaps(ax: Axes, findings: Sequence[Finding]) -> None:
     """Draws each leaf's gap beside what was allowed; of many the worst."""
     ranked = sorted(
-        findings, key=lambda f: (f.verdict.severity, _strain(f)), reverse=True
+        findings, key=lambda f: (f.verdict.severity, f.strain), reverse=True
     )
-    rows = [(_name(f), f, "") for f in ranked[:_LEAVES_DRAWN]]
+    rows = [(_name(f), f) for f in ranked[:_LEAVES_DRAWN]]
     rest = ranked[_LEAVES_DRAWN:]
     if rest:
-        rows.append((f"the worst of {len(rest)} more", rest[0], ""))
-    low, high = _span([finding for _, finding, _ in rows])
-    for i, (_, finding, _) in enumerate(rows):
+        rows.append((f"the worst of {len(rest)} more", rest[0]))
+    low, high = _span([finding for _, finding in rows])
+    for i, (_, finding) in enumerate(rows):
         _gap_bar(ax, i, finding, low, high)
     ax.set_xscale("log")
     ax.set_xlim(low, high)
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_yticks(range(len(rows)), [name for name, *_ in rows], **drawing.PLAIN)
+    ax.set_yticks(range(len(rows)), [name for name, _ in rows], **drawing.PLAIN)
     ax.tick_params(axis="y", labelsize="small", length=0)
     ax.grid(axis="x", color="#DDDDDD", lw=0.6)
     ax.set_axisbelow(True)
     ax.set_xlabel("relative gap between claimed and true")
     drawing.title(ax, "Gap of each leaf", pad=20)
-    _verdict_legend(ax, [finding for _, finding, _ in rows])
-
-
-def _strain(finding: Finding) -> float:
-    return math.inf if math.isnan(finding.strain) else finding.strain
+    _verdict_legend(ax, [finding for _, finding in rows])
 
 
 def _name(finding: Finding) -> str:

@@ -15,6 +15,7 @@ from gradtest._src.findings import Report, Verdict
 from gradtest._src.report import pictures, style
 from gradtest._src.report.document import document
 from gradtest._src.report.parts import (
+    OTHER_CAUSE,
     Block,
     Code,
     Document,
@@ -176,7 +177,7 @@ def _guess(guess: Guess) -> str:
     likely = (
         "" if sure else f'<span class="likely">{guess.likelihood:.0%} likely</span>'
     )
-    less = " less" if guess.label == "Or" else ""
+    less = " less" if guess.label == OTHER_CAUSE else ""
     return (
         f'<div class="guess{less}">{likely}\n'
         f"{_sentence(f'{guess.says}.', guess.label)}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 # The longest that a name may be in a sentence, and a sentence in a message.
 NAME, SENTENCE = 100, 500
+# So many names does a sentence list.
+OTHERS = 4
 
 
 def one_line(text: object) -> str:
@@ -58,6 +61,12 @@ def allowance(size: float) -> str:
 def index(place: tuple[int, ...]) -> str:
     """Returns an index as it is written in Python; of a scalar nothing."""
     return f"[{', '.join(map(str, place))}]" if place else ""
+
+
+def listed(names: Sequence[str], most: int = OTHERS) -> str:
+    """Returns the first of some names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def counted(number: int, what: str, plural: str = "") -> str:

@@ -7,6 +7,9 @@ from typing import TypeAlias
 
 from gradtest._src.findings import Verdict
 
+# The label of a cause that is not the likeliest.
+OTHER_CAUSE = "Or"
+
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gradtest._src.findings import Exhibit, Report, Verdict
-from gradtest._src.report import array_plots, drawing, gap_plots, slope_plots
+from gradtest._src.findings import Exhibit, Finding, Report, Verdict
+from gradtest._src.report import array_plots, drawing, gap_plots, legible, slope_plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -185,7 +185,7 @@ def _why_none(report: Report) -> str:
     )
 
 
-def _findings(report: Report, leaf: str | None) -> list[Any]:
+def _findings(report: Report, leaf: str | None) -> list[Finding]:
     if not report.findings:
         raise ValueError("the report has no findings, so there is nothing to draw.")
     _check_leaf(leaf, [finding.name for finding in report.findings])
@@ -201,11 +201,7 @@ def _check_leaf(leaf: str | None, names: list[str]) -> None:
 
 
 def _told(names: list[str]) -> str:
-    unique = list(dict.fromkeys(names))
-    more = len(unique) - _NAMES_TOLD
-    return ", ".join(map(repr, unique[:_NAMES_TOLD])) + (
-        f" and {more} more" if more > 0 else ""
-    )
+    return legible.listed([repr(name) for name in dict.fromkeys(names)], _NAMES_TOLD)
 
 
 def _overview(report: Report, leaf: str | None) -> Figure:
@@ -220,7 +216,7 @@ def _overview(report: Report, leaf: str | None) -> Figure:
 
 
 def _panels(
-    report: Report, exhibit: Exhibit | None, kinds: list[str], findings: list[Any]
+    report: Report, exhibit: Exhibit | None, kinds: list[str], findings: list[Finding]
 ) -> Figure:
     """Lays out the pictures of one exhibit, and the gaps below them."""
     columns = min(2, max(len(kinds), 1))

@@ -5,43 +5,30 @@ from __future__ import annotations
 import ast
 import inspect
 import keyword
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradtest._src.findings import Report
+from gradtest._src.report import legible
 from gradtest._src.report.archive import packed
 from gradtest._src.report.saving import written_whole
 
-_SUFFIXES = (".npz", ".py")
 _VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS")
 
 
-def save(report: Report, path: str | os.PathLike[str]) -> Path:
+def save(report: Report, goal: Path) -> None:
     """Writes a report's inputs and a script that runs its check again.
 
     Args:
       report: What a check found.
-      path: A file that ends in ".npz": the inputs, the arrays of the leaves that did
+      goal: A file that ends in ".npz": the inputs, the arrays of the leaves that did
         not pass and the report; a script `<name>_replay.py` is written beside it. Or
         one that ends in ".py": the script, with `<name>_inputs.npz` beside it where
         the report has inputs.
-
-    Returns:
-      The path that was asked for.
-
-    Raises:
-      ValueError: `path` ends in something else.
     """
-    goal = Path(path)
-    if goal.suffix.lower() not in _SUFFIXES:
-        raise ValueError(
-            f"`path` must end in .npz or .py, got {os.fspath(path)!r}: the inputs and "
-            "the script are written side by side."
-        )
     asked_for_arrays = goal.suffix.lower() == ".npz"
     # Named so that neither takes the place of a file that stood there before.
     archive = goal if asked_for_arrays else goal.with_name(f"{goal.stem}_inputs.npz")
@@ -52,12 +39,9 @@ def save(report: Report, path: str | os.PathLike[str]) -> Path:
     text = script(report, archive.name if report.inputs else None)
     with written_whole(source) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
-    return goal
 
 
-def script(
-    report: Report, inputs: str | None = None, targets: Sequence[str] = ()
-) -> str:
+def script(report: Report, inputs: str | None = None) -> str:
     """Returns a Python script that runs a check again.
 
     It sets the flags and XLA_FLAGS that the check ran with, and asks for what a report
@@ -67,12 +51,9 @@ def script(
     Args:
       report: What the check found.
       inputs: Name of the .npz file beside the script that has the inputs, if any.
-      targets: Where the functions are, as "package.module:name", in the order in which
-        the assertion takes them; those not named here have to be filled in.
     """
     found = dict(report.environment)
     functions, has_args = _parameters(report)
-    imports, lacking = _functions(functions, targets)
     variables = [
         f"os.environ[{name!r}] = {found[name]!r}"
         for name in _VARIABLES
@@ -80,7 +61,10 @@ def script(
     ]
     lines = [
         _headline(report),
-        *(f"# {_line(name)}: {_line(value)}" for name, value in found.items()),
+        *(
+            f"# {legible.printable(name)}: {legible.printable(value)}"
+            for name, value in found.items()
+        ),
         "",
         "import os",
         "",
@@ -88,16 +72,14 @@ def script(
         "import jax  # after the variables: it reads them once",
         "",
         "import gradtest",
-        *imports,
         "",
         *_flags(found),
     ]
-    if lacking:
-        lines += ["# Put your own functions here, for example by importing them."]
-        lines += [f"{name} = None" for name in lacking]
-        wanted = " or ".join(f"{name} is None" for name in lacking)
-        lines += [f"if {wanted}:"]
-        lines += [f'    raise SystemExit("set {", ".join(lacking)} in this script")']
+    lines += ["# Put your own functions here, for example by importing them."]
+    lines += [f"{name} = None" for name in functions]
+    wanted = " or ".join(f"{name} is None" for name in functions)
+    lines += [f"if {wanted}:"]
+    lines += [f'    raise SystemExit("set {", ".join(functions)} in this script")']
     if has_args or inputs is not None:
         lines += _arguments(functions[0] if has_args else "", inputs)
     call = ", ".join([*functions, *(["*args"] if has_args else []), *_options(report)])
@@ -108,13 +90,8 @@ def script(
 
 def _headline(report: Report) -> str:
     text = f"Replays gradtest.{report.assertion}({report.subject}, ...)"
-    text = f"{_line(text)}: {report.verdict.value}."
+    text = f"{legible.printable(text)}: {report.verdict.value}."
     return f"# {text}"
-
-
-def _line(text: str) -> str:
-    """Returns a text as one printable line: it may stand in a comment."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _identifier(name: str) -> str:
@@ -137,29 +114,6 @@ def _parameters(report: Report) -> tuple[list[str], bool]:
         ):
             names.append(parameter.name)
     return names or ["fn"], has_args
-
-
-def _functions(
-    names: Sequence[str], targets: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """Returns lines that import the targets under these names, and names without."""
-    if len(targets) > len(names):
-        raise ValueError(
-            f"`targets` names {len(targets)} functions, the assertion takes "
-            f"{len(names)}: {', '.join(names)}."
-        )
-    lines = []
-    for name, target in zip(names, targets, strict=False):
-        module, _, attribute = target.partition(":")
-        words = [*module.split("."), attribute]
-        if not all(
-            word.isidentifier() and not keyword.iskeyword(word) for word in words
-        ):
-            raise ValueError(
-                f'`targets` must hold "package.module:name", got {target!r}.'
-            )
-        lines.append(f"from {module} import {attribute} as {name}")
-    return lines, list(names[len(targets) :])
 
 
 def _flags(found: Mapping[str, str]) -> list[str]:

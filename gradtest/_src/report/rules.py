@@ -5,8 +5,6 @@ from __future__ import annotations
 from gradtest._src.findings import Finding, Gap, Report, Rule, Verdict
 from gradtest._src.report import legible
 
-_OTHERS_NAMED = 4
-
 
 def headline(rule: Rule, chief: Finding, where: str) -> str:
     """Says which rule is wrong, and in what respect."""
@@ -49,9 +47,8 @@ def others(report: Report, chief: Finding) -> str:
     ]
     if named:
         some = list(dict.fromkeys(named))
-        more = f" and {len(some) - _OTHERS_NAMED} more" * (len(some) > _OTHERS_NAMED)
         word = "Wrong" if report.verdict is Verdict.FAIL else "Open"
-        return f"{word} as well: {', '.join(some[:_OTHERS_NAMED])}{more}."
+        return f"{word} as well: {legible.listed(some)}."
     right = len(report.rules) - 1
     if right <= 0:
         return ""

@@ -108,10 +108,11 @@ def steps(ax: Axes, exhibit: Exhibit, *, named: bool = True) -> None:
         label=f"differences − {name} slope",
     )
     gap = abs(ladder.claimed - ladder.true)
-    if known and gap > 0 and math.isfinite(gap):
+    has_gap = gap > 0 and math.isfinite(gap)
+    if has_gap:
         ax.axhline(gap, color=drawing.CLAIMED, ls="--", label="claimed − true slope")
     shown = np.concatenate([off[np.isfinite(off)], noise[np.isfinite(noise)]])
-    if known and gap > 0 and math.isfinite(gap):
+    if has_gap:
         shown = np.append(shown, gap)
     _frame(ax, ladder.steps, shown)
     ax.set_xlabel(_STEP_LABEL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,12 +16,6 @@ _VERDICT, _LEAF, _OF, _GAP, _ALLOWED, _ROUNDING, _CAN_ROUND, _REMARKS = range(8)
 _HEADS = (
     "verdict", "leaf", "compared", "gap", "allowed", "rounding", "allowed", "remarks"
 )  # fmt: skip
-_RANK = {
-    Verdict.FAIL: 0,
-    Verdict.INCONCLUSIVE: 1,
-    Verdict.NOT_CHECKED: 2,
-    Verdict.PASS: 3,
-}
 _COUNTED = {
     Verdict.FAIL: "that failed",
     Verdict.INCONCLUSIVE: "that are inconclusive",
@@ -35,7 +28,7 @@ def leaves(findings: Sequence[Finding], says: str) -> Table:
     """Returns one row for each finding, those that did not pass first."""
     few = len(findings) <= SHOWN
     ranked = sorted(
-        findings, key=lambda f: (_RANK[f.verdict], 0.0 if few else -_strain(f))
+        findings, key=lambda f: (-f.verdict.severity, 0.0 if few else -f.strain)
     )
     rows = [_row(finding) for finding in ranked]
     columns = [
@@ -59,10 +52,6 @@ def leaves(findings: Sequence[Finding], says: str) -> Table:
     )
 
 
-def _strain(finding: Finding) -> float:
-    return math.inf if math.isnan(finding.strain) else finding.strain
-
-
 def _row(finding: Finding) -> Row:
     gap, allowed, compared = "", "", ""
     is_open = finding.verdict is Verdict.INCONCLUSIVE and not finding.size
@@ -83,7 +72,7 @@ def _row(finding: Finding) -> Row:
         legible.allowance(rounding[1]) if rounding else "",
         wording.remarks(finding),
     )
-    return Row(cells, finding.verdict, _strain(finding) if gap else None)
+    return Row(cells, finding.verdict, finding.strain if gap else None)
 
 
 def _rest(findings: Sequence[Finding]) -> str:
@@ -96,7 +85,7 @@ def _rest(findings: Sequence[Finding]) -> str:
         part = f"{len(some):,} more {words}"
         with_gap = [f for f in some if f.gap in wording.GAPS]
         if with_gap:
-            worst = max(with_gap, key=_strain)
+            worst = max(with_gap, key=lambda f: f.strain)
             allowed = legible.allowance(worst.allowed)
             part += f", largest gap {legible.scale(worst.size)} of {allowed}"
         parts.append(part)

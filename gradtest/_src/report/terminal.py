@@ -9,6 +9,7 @@ from gradtest._src.findings import Report, Verdict
 from gradtest._src.report import text
 from gradtest._src.report.document import document
 from gradtest._src.report.parts import (
+    OTHER_CAUSE,
     Block,
     Code,
     Document,
@@ -52,7 +53,7 @@ def _head(told: Document) -> Iterator[Any]:
     yield Text.assemble(badge, " ", (told.call, "bold"))
     yield Padding(Text(told.headline, style=colour), (0, 0, 0, 2))
     for sentence in told.summary:
-        if sentence.label != "Or":
+        if sentence.label != OTHER_CAUSE:
             yield Padding(_sentence(sentence), (0, 0, 0, 2))
     if told.summary:
         yield Text()

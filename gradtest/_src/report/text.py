@@ -9,6 +9,7 @@ from gradtest._src.findings import Report, Verdict
 from gradtest._src.report import legible
 from gradtest._src.report.document import document
 from gradtest._src.report.parts import (
+    OTHER_CAUSE,
     Block,
     Code,
     Document,
@@ -54,7 +55,7 @@ def _lines(told: Document) -> Iterator[str]:
     yield f"{told.verdict.value}: {told.call}"
     if told.summary or told.verdict is Verdict.NOT_CHECKED:
         yield f"  {told.headline}"
-    yield from (f"  {line}" for line in told.summary if line.label != "Or")
+    yield from (f"  {line}" for line in told.summary if line.label != OTHER_CAUSE)
     if told.summary:
         yield ""
     for section in told.sections:
@@ -68,7 +69,7 @@ def is_told(section: Section, block: Block) -> bool:
     if section.is_summed_up:
         return False
     if isinstance(block, Guess):  # the summary has the likeliest
-        return block.label == "Or"
+        return block.label == OTHER_CAUSE
     return not section.is_detail or isinstance(block, Facts)
 
 

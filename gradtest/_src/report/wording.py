@@ -8,7 +8,6 @@ from gradtest._src.findings import Cause, Entry, Finding, Gap, Line, Report, Ver
 from gradtest._src.report import cells, legible, rules
 from gradtest._src.report.parts import Numbers
 
-_OTHERS_NAMED = 4
 MODES = {"rev": "reverse mode", "fwd": "forward mode"}
 _HEADLINES = {
     Gap.VALUE: "{subject} returns another value under differentiation: {where}.",
@@ -191,11 +190,10 @@ def others(report: Report, chief: Finding) -> str:
     right = len({f.name for f in report.findings if f.mode == "rev"} - bad)
     if not found:
         return f"The other {right} leaves are right." if right > 1 else ""
-    named = ", ".join(legible.name(other) for other in found[:_OTHERS_NAMED])
-    more = f" and {len(found) - _OTHERS_NAMED} more" * (len(found) > _OTHERS_NAMED)
+    named = legible.listed([legible.name(other) for other in found])
     word = "Wrong" if report.verdict is Verdict.FAIL else "Open"
     rest = f"; right: {right}" if right else ""
-    return f"{word} as well: {named}{more}{rest}."
+    return f"{word} as well: {named}{rest}."
 
 
 def remarks(finding: Finding) -> str:
