@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from gradtest._src import jaxprs, rules
-from gradtest._src.audit import Audit, audit_rule
-from gradtest._src.case import Case
+from gradtest._src import jaxprs
+from gradtest._src.audit import Audit
 from gradtest._src.check import Check
 from gradtest._src.findings import Cause, Finding, Gap, Report, Verdict
-from gradtest._src.inputs import Inputs, Point
-from gradtest._src.program import Program
-from gradtest._src.rule_call import TracedAnew
 from gradtest._src.rules import RuleUse
 
-# So many rules are audited, users' own first: counted, not timed, so that every machine
-# finds the same.
-_MOST_RULES = 12
 # So many further causes are kept.
 _MOST_OTHERS = 3
 # Gaps that a wrong rule explains, and what of a rule explains them.
@@ -40,30 +33,11 @@ class AutodiffCheck(Check):
         is_alone = jaxprs.current_job() is None  # others need not have failed
         if not (case.program.has_rules and is_alone):
             return report
-        blamed = self._blamed(case)
+        order = 2 if case.program.opened else max(self.troubled)
+        audits = self.rules_alone(case.point, order)
+        found = [(use, _gravest(audit)) for use, audit in audits]
+        blamed = [(use, wrong) for use, wrong in found if wrong is not None]
         return _with_blame(report, blamed) if blamed else report
-
-    def _blamed(self, case: Case) -> list[tuple[RuleUse, Finding]]:
-        """Returns the rules that are wrong, each with its gravest finding."""
-        options = dataclasses.replace(
-            self.options, exclude=(), variant=None, has_aux=False, trials=1,
-            order=max(self.troubled),
-        )  # fmt: skip
-        anew = TracedAnew(self._traced_anew, self.inputs, case.point)
-        try:
-            uses = rules.find_rules(self._programs[0], case.point, None)
-        except Exception:  # what can't be run equation by equation
-            return []
-        found = []
-        uses.sort(key=lambda use: not jaxprs.is_users(use.source))
-        for use in uses[:_MOST_RULES]:
-            wrong = _gravest(audit_rule(use, options, anew))
-            if wrong is not None:
-                found.append((use, wrong))
-        return found
-
-    def _traced_anew(self, inputs: Inputs, point: Point) -> Program:
-        return self._trace(inputs, point)
 
 
 def _gravest(audit: Audit) -> Finding | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -40,6 +40,10 @@ from gradtest._src.rounding import (
     judge_rounding,
     product_note,
 )
+from gradtest._src.rule_call import TracedAnew
+
+if TYPE_CHECKING:
+    from gradtest._src.alone import Alone
 
 
 class Evidence:
@@ -81,6 +85,9 @@ class Check:
         self.inputs = read_inputs(
             fn, args, argnums=options.argnums, exclude=options.exclude, names=names
         )
+        # Rules, by identity, that the function may differentiate by: they are right.
+        self._trusted: frozenset[str] = frozenset()
+        self._alone: dict[int, Alone] = {}
         self._first = self.inputs.draw(options.key, 0)
         try:
             self._programs = [self._trace(self.inputs, self._first)]
@@ -100,6 +107,7 @@ class Check:
             has_aux=self.options.has_aux,
             intentions=self.options.expect_differs,
             variant=self.options.variant,
+            trusted=self._trusted,
         )
 
     def findings(self) -> list[Finding]:
@@ -119,6 +127,8 @@ class Check:
 
     def _run_trial(self, point: Point, trial: int) -> list[Finding]:
         found = self._judge(0, point, trial)
+        if self._programs[0].opened:
+            found = self._judge_opened(found, point, trial)
         passed = worst(f.verdict for f in found) is Verdict.PASS
         if self.options.order == 1 or not passed:
             return found
@@ -131,6 +141,56 @@ class Check:
             if worst(f.verdict for f in otherwise) is Verdict.PASS:
                 second = otherwise
         return found + second
+
+    def _judge_opened(
+        self, found: list[Finding], point: Point, trial: int
+    ) -> list[Finding]:
+        """Judges once more what fails for the way in which it was opened alone."""
+        if worst(f.verdict for f in found) is Verdict.FAIL and self._trusts(point):
+            found = self._judge(0, point, trial)
+        plainer = self._programs[0].declared_outside()
+        if plainer is None or worst(f.verdict for f in found) is not Verdict.FAIL:
+            return found
+        # Whether fwd calls its own rule decides what its second derivative is.
+        whole, troubled = self._programs[0], dict(self.troubled)
+        self._programs[0] = plainer
+        otherwise = self._judge(0, point, trial)
+        if worst(f.verdict for f in otherwise) is Verdict.PASS:
+            self.troubled.clear()
+            return otherwise
+        self._programs[0], self.troubled = whole, troubled
+        return found
+
+    def _trusts(self, point: Point) -> bool:
+        """Whether what the function differentiates is now left to rules of its own.
+
+        Those are left that are right by themselves: the function that such a rule has,
+        say a loop that bisects, need not have the derivative of what it computes.
+        """
+        opened = frozenset(rule.identity for rule in self._programs[0].opened)
+        if self._trusted or not opened:
+            return False
+        from gradtest._src import alone  # audits are checks themselves
+
+        self._trusted = opened & alone.right(self.rules_alone(point, order=2))
+        if self._trusted:
+            self._programs = [self._trace(self.inputs, point)]
+            self._claims = [self.claiming(self._programs[0], point)]
+            self.troubled.clear()
+        return bool(self._trusted)
+
+    def rules_alone(self, point: Point, order: int) -> Alone:
+        """Audits the rules of the function, each by itself."""
+        from gradtest._src import alone
+
+        if order not in self._alone:
+            options = dataclasses.replace(
+                self.options, exclude=(), variant=None, has_aux=False, trials=1,
+                order=order,
+            )  # fmt: skip
+            anew = TracedAnew(self._trace, self.inputs, point)
+            self._alone[order] = alone.audited(self._programs[0], point, options, anew)
+        return self._alone[order]
 
     def _add_second_order(self, point: Point) -> None:
         first = self._programs[0]
@@ -279,6 +339,12 @@ class Check:
         ]
         for claims in self._claims:
             unchecked += claims.unsupported
+        unchecked += [
+            f"{rule.kind} {rule.name}: the function differentiates it itself, and by "
+            "that rule alone; audit it with assert_custom_rules_match"
+            for rule in self._programs[0].left
+            if rule.identity not in self._trusted
+        ]
         unchecked += self._not_compared()
         return Report(
             assertion=assertion,
@@ -330,6 +396,12 @@ class Check:
             notes.append(
                 f"the result of each of {self._evidence.devices} devices was checked"
             )
+        names = {r.identity: r.name for r in self._programs[0].left}
+        if right := [name for i, name in names.items() if i in self._trusted]:
+            notes.append(
+                "right by themselves, at second order as well, are these rules of what "
+                f"the function differentiates itself: {', '.join(right)}"
+            )
         return notes + cut
 
     def _hint(self, findings: list[Finding]) -> str:
@@ -353,6 +425,7 @@ class Check:
             if eqn.primitive.name in jaxprs.CUSTOM_RULES
             and id(eqn) not in traced.declared
         ]
+        sources += traced.opened
         names = [source.name for source in sources if jaxprs.is_users(source)]
         return list(dict.fromkeys(names))
 

@@ -107,14 +107,22 @@ def names(rule: Any, source: RuleSource) -> bool:
     return jaxprs.source_of(rule) == source.identity
 
 
-def stand_ins(jaxpr: Jaxpr, intentions: Intentions) -> dict[int, StandIn]:
+def stand_ins(
+    jaxpr: Jaxpr, intentions: Intentions, left: Sequence[RuleSource] = ()
+) -> dict[int, StandIn]:
     """Returns what stands in for each declared rule's calls, by the call's `id`.
+
+    Args:
+      jaxpr: The program that calls the rules.
+      intentions: The user's declarations.
+      left: Rules whose calls are gone from the program: it differentiates them itself.
 
     Raises:
       SlipError: An alternative does not fit the rule, or names none of the program's.
     """
     found: dict[int, StandIn] = {}
-    unused, seen = list(intentions), []
+    unused = [r for r in intentions if not any(names(r, source) for source in left)]
+    seen = [source.name for source in left]
     for eqn in jaxprs.walk(jaxpr):
         if eqn.primitive.name not in jaxprs.CUSTOM_RULES:
             continue
@@ -122,7 +130,7 @@ def stand_ins(jaxpr: Jaxpr, intentions: Intentions) -> dict[int, StandIn]:
         seen.append(source.name)
         for rule, alternative in intentions.items():
             if names(rule, source):
-                found[id(eqn)] = _stand_in(eqn, source, alternative)
+                found[id(eqn)] = stand_in(eqn, source, alternative)
                 unused = [other for other in unused if other is not rule]
     if unused:
         called = ", ".join(dict.fromkeys(seen)) or "none"
@@ -133,7 +141,8 @@ def stand_ins(jaxpr: Jaxpr, intentions: Intentions) -> dict[int, StandIn]:
     return found
 
 
-def _stand_in(eqn: Eqn, source: RuleSource, alternative: Alternative) -> StandIn:
+def stand_in(eqn: Eqn, source: RuleSource, alternative: Alternative) -> StandIn:
+    """Returns what stands in for a call of a declared rule."""
     is_product = isinstance(alternative, Product)
     flat = _Flat(eqn, source, alternative)
     avals = jaxprs.operand_types(eqn)

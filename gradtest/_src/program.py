@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ import numpy as np
 from gradtest._src import execution, jaxprs
 from gradtest._src.devices.replicas import on_replicas
 from gradtest._src.execution import SlipError
+from gradtest._src.inner import opened
 from gradtest._src.inputs import Inputs, Point, Role
 from gradtest._src.intentions import Intentions, stand_ins
-from gradtest._src.jaxprs import Jaxpr
+from gradtest._src.jaxprs import Jaxpr, RuleSource
 from gradtest._src.lifting import Evaluator, Recorder, is_inexact
 from gradtest._src.stand_ins import StandIn
 from gradtest._src.structure import structure_key
@@ -55,6 +56,9 @@ class Program:
         value, by its `id`.
       as_functions: The mathematics with declared products left out, where there are
         any: it is what differences can follow.
+      opened: Rules of what the function differentiates itself: `jaxpr` does so without
+        them.
+      left: Others of these, which `jaxpr` does not do without.
     """
 
     inputs: Inputs
@@ -68,6 +72,8 @@ class Program:
     declared: Mapping[int, StandIn] = dataclasses.field(default_factory=dict)
     as_functions: Mathematics | None = None
     closed_over: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    opened: tuple[RuleSource, ...] = ()
+    left: tuple[RuleSource, ...] = ()
 
     @functools.cached_property
     def key(self) -> Hashable:
@@ -95,7 +101,8 @@ class Program:
     def has_rules(self) -> bool:
         """Whether a hand-written derivative of any kind is in the program."""
         held = jaxprs.CUSTOM_RULES | {jaxprs.LINEAR_SOLVE}
-        return not held.isdisjoint(jaxprs.primitives(self.jaxpr))
+        is_called = not held.isdisjoint(jaxprs.primitives(self.jaxpr))
+        return is_called or bool(self.opened)
 
     @property
     def is_scalar(self) -> bool:
@@ -143,6 +150,20 @@ class Program:
             mathematics=_evaluating(self.jaxpr, declared),
             declared=declared,
             as_functions=None,
+        )
+
+    def declared_outside(self) -> Program | None:
+        """Returns the program with stand-ins but where it differentiates itself.
+
+        There a rule's fwd may compute the function itself, and not call the rule. None
+        where nothing is declared there.
+        """
+        inner = {id(eqn) for eqn in jaxprs.walk(self.jaxpr) if jaxprs.is_inner(eqn)}
+        declared = {k: each for k, each in self.declared.items() if k not in inner}
+        if len(declared) == len(self.declared):
+            return None
+        return dataclasses.replace(
+            self, mathematics=_evaluating(self.jaxpr, declared), declared=declared
         )
 
     def gradient(self, cotangents: Sequence[Any]) -> Program:
@@ -212,8 +233,9 @@ def trace_program(
     role: str = "fn",
     intentions: Intentions | None = None,
     variant: Callable[..., Any] | None = None,
+    trusted: Container[str] = (),
 ) -> Program:
-    """Traces `fn` once at the types of `point`.
+    """Traces `fn` at the types of `point`.
 
     Args:
       fn: The user's function.
@@ -223,6 +245,8 @@ def trace_program(
       role: The argument of the assertion that it came as, for messages.
       intentions: Custom rules that differ on purpose, and what they claim.
       variant: What binds the named axes that `fn` uses, where it does not.
+      trusted: Rules, by their identity, that `fn` may use where it differentiates
+        itself; it does without all others.
 
     Raises:
       TypeError: `fn` returns nothing that can be differentiated.
@@ -245,7 +269,11 @@ def trace_program(
     at = (point.moving, point.held)
     with execution.user_code():
         try:
-            jaxpr = _traced(first_call, at, variant)
+            found = opened(
+                lambda: _traced(first_call, at, variant),
+                intentions,
+                lambda source: source.identity not in trusted,
+            )
         except SlipError:
             raise
         except Exception as error:
@@ -265,18 +293,22 @@ def trace_program(
     declared: dict[int, StandIn] = {}
     if intentions:
         with execution.user_code():
-            declared = stand_ins(jaxpr, intentions)
+            declared = stand_ins(found.jaxpr, intentions, found.left)
     functions = {key: each for key, each in declared.items() if not each.is_product}
     return Program(
         inputs,
         call,
-        _evaluating(jaxpr, declared),
-        jaxpr,
+        _evaluating(found.jaxpr, declared),
+        found.jaxpr,
         tuple(outputs),
         result=results[-1],
+        opened=found.rules,
+        left=found.left,
         declared=declared,
         as_functions=(
-            _evaluating(jaxpr, functions) if len(functions) < len(declared) else None
+            _evaluating(found.jaxpr, functions)
+            if len(functions) < len(declared)
+            else None
         ),
     )
 

@@ -28,8 +28,8 @@ from gradtest._src.tap import Samples, Taps, tap
 
 NO_RULES = (
     "`fn` calls no custom rule (custom_vjp or custom_jvp), so there is nothing to "
-    "audit. Rules inside of jax.grad are expanded already: hand over the function that "
-    "is differentiated."
+    "audit. Of what it differentiates itself, by jax.grad, only rules that are not "
+    "JAX's own are seen: for those hand over the function that is differentiated."
 )
 # At so many values a rule is audited: its first, a middle and its last call.
 _SAMPLES = 3

@@ -33,6 +33,8 @@ from gradtest._src.jaxprs.lines import calls_library as calls_library
 from gradtest._src.jaxprs.lines import hand_written_lines as hand_written_lines
 from gradtest._src.jaxprs.lines import is_of_library as is_of_library
 from gradtest._src.jaxprs.lines import users_place as users_place
+from gradtest._src.jaxprs.opening import differentiates as differentiates
+from gradtest._src.jaxprs.opening import rules_opened as rules_opened
 from gradtest._src.jaxprs.processes import Job as Job
 from gradtest._src.jaxprs.processes import StoreError as StoreError
 from gradtest._src.jaxprs.processes import current_job as current_job
@@ -70,10 +72,12 @@ from gradtest._src.jaxprs.programs import programs_in as programs_in
 from gradtest._src.jaxprs.programs import result_types as result_types
 from gradtest._src.jaxprs.programs import rule_free_program as rule_free_program
 from gradtest._src.jaxprs.programs import same_inside as same_inside
-from gradtest._src.jaxprs.programs import scope as scope
 from gradtest._src.jaxprs.programs import subprograms as subprograms
 from gradtest._src.jaxprs.programs import vma as vma
 from gradtest._src.jaxprs.programs import walk as walk
+from gradtest._src.jaxprs.scopes import is_inner as is_inner
+from gradtest._src.jaxprs.scopes import scope as scope
+from gradtest._src.jaxprs.scopes import scope_names as scope_names
 from gradtest._src.jaxprs.sources import Batch as Batch
 from gradtest._src.jaxprs.sources import RuleLayout as RuleLayout
 from gradtest._src.jaxprs.sources import RuleSource as RuleSource

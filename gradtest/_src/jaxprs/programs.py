@@ -351,11 +351,6 @@ def _shape_and_dtype(aval: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
-def scope(eqn: Eqn) -> str:
-    """Returns the names of modules, scopes and transformations around an equation."""
-    return str(eqn.source_info.name_stack)
-
-
 def vma(value: Any) -> frozenset[Any]:
     """Returns the mesh axes over which a value inside of a `shard_map` varies."""
     aval = value.aval if hasattr(value, "aval") else jax.typeof(value)

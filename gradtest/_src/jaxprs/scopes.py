@@ -11,6 +11,8 @@ from gradtest._src.jaxprs.programs import Eqn
 
 # The class of a transformation's element in the stack; that of a name is `Scope`.
 _TRANSFORM = "Transform"
+# Around the calls of rules that a program differentiates by what takes their place.
+INNER = "gradtest: differentiated"
 _JAX = os.path.dirname(jax.__file__) + os.sep
 
 
@@ -19,7 +21,26 @@ def scope_names(eqn: Eqn) -> tuple[str, ...]:
     return tuple(
         str(element.name)
         for element in _stack(eqn)
-        if type(element).__name__ != _TRANSFORM
+        if type(element).__name__ != _TRANSFORM and element.name != INNER
+    )
+
+
+def is_inner(eqn: Eqn) -> bool:
+    """Whether an equation calls a rule that its program differentiates itself."""
+    return any(element.name == INNER for element in _stack(eqn))
+
+
+def scope(eqn: Eqn) -> str:
+    """Returns the names of modules, scopes and transformations around an equation."""
+    whole = str(eqn.source_info.name_stack)
+    return whole.replace(f"/{INNER}", "").replace(INNER, "")
+
+
+def is_differentiated(eqn: Eqn) -> bool:
+    """Whether an equation was made by differentiating a part of its program."""
+    return any(
+        type(element).__name__ == _TRANSFORM and element.name in ("jvp", "transpose")
+        for element in _stack(eqn)
     )
 
 
