@@ -34,7 +34,7 @@ class AutodiffCheck(Check):
         if not (case.program.has_rules and is_alone):
             return report
         order = 2 if case.program.opened else max(self.troubled)
-        audits = self.rules_alone(case.point, order)
+        audits = self.trust.audits(self._programs[0], case.point, order)
         found = [(use, _gravest(audit)) for use, audit in audits]
         blamed = [(use, wrong) for use, wrong in found if wrong is not None]
         return _with_blame(report, blamed) if blamed else report

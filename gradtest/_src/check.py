@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,10 +40,7 @@ from gradtest._src.rounding import (
     judge_rounding,
     product_note,
 )
-from gradtest._src.rule_call import TracedAnew
-
-if TYPE_CHECKING:
-    from gradtest._src.alone import Alone
+from gradtest._src.trust import Trust
 
 
 class Evidence:
@@ -85,9 +82,7 @@ class Check:
         self.inputs = read_inputs(
             fn, args, argnums=options.argnums, exclude=options.exclude, names=names
         )
-        # Rules, by identity, that the function may differentiate by: they are right.
-        self._trusted: frozenset[str] = frozenset()
-        self._alone: dict[int, Alone] = {}
+        self.trust = Trust(options, self.inputs, self._trace)
         self._first = self.inputs.draw(options.key, 0)
         try:
             self._programs = [self._trace(self.inputs, self._first)]
@@ -107,7 +102,7 @@ class Check:
             has_aux=self.options.has_aux,
             intentions=self.options.expect_differs,
             variant=self.options.variant,
-            trusted=self._trusted,
+            trusted=self.trust.rules,
         )
 
     def findings(self) -> list[Finding]:
@@ -146,10 +141,15 @@ class Check:
         self, found: list[Finding], point: Point, trial: int
     ) -> list[Finding]:
         """Judges once more what fails for the way in which it was opened alone."""
-        if worst(f.verdict for f in found) is Verdict.FAIL and self._trusts(point):
+        failed = worst(f.verdict for f in found) is Verdict.FAIL
+        if failed and self.trust.grows(self._programs[0], point):
+            self._programs = [self._trace(self.inputs, point)]
+            self._claims = [self.claiming(self._programs[0], point)]
+            self.troubled.clear()
             found = self._judge(0, point, trial)
+            failed = worst(f.verdict for f in found) is Verdict.FAIL
         plainer = self._programs[0].declared_outside()
-        if plainer is None or worst(f.verdict for f in found) is not Verdict.FAIL:
+        if plainer is None or not failed:
             return found
         # Whether fwd calls its own rule decides what its second derivative is.
         whole, troubled = self._programs[0], dict(self.troubled)
@@ -160,37 +160,6 @@ class Check:
             return otherwise
         self._programs[0], self.troubled = whole, troubled
         return found
-
-    def _trusts(self, point: Point) -> bool:
-        """Whether what the function differentiates is now left to rules of its own.
-
-        Those are left that are right by themselves: the function that such a rule has,
-        say a loop that bisects, need not have the derivative of what it computes.
-        """
-        opened = frozenset(rule.identity for rule in self._programs[0].opened)
-        if self._trusted or not opened:
-            return False
-        from gradtest._src import alone  # audits are checks themselves
-
-        self._trusted = opened & alone.right(self.rules_alone(point, order=2))
-        if self._trusted:
-            self._programs = [self._trace(self.inputs, point)]
-            self._claims = [self.claiming(self._programs[0], point)]
-            self.troubled.clear()
-        return bool(self._trusted)
-
-    def rules_alone(self, point: Point, order: int) -> Alone:
-        """Audits the rules of the function, each by itself."""
-        from gradtest._src import alone
-
-        if order not in self._alone:
-            options = dataclasses.replace(
-                self.options, exclude=(), variant=None, has_aux=False, trials=1,
-                order=order,
-            )  # fmt: skip
-            anew = TracedAnew(self._trace, self.inputs, point)
-            self._alone[order] = alone.audited(self._programs[0], point, options, anew)
-        return self._alone[order]
 
     def _add_second_order(self, point: Point) -> None:
         first = self._programs[0]
@@ -339,12 +308,7 @@ class Check:
         ]
         for claims in self._claims:
             unchecked += claims.unsupported
-        unchecked += [
-            f"{rule.kind} {rule.name}: the function differentiates it itself, and by "
-            "that rule alone; audit it with assert_custom_rules_match"
-            for rule in self._programs[0].left
-            if rule.identity not in self._trusted
-        ]
+        unchecked += self.trust.unchecked(self._programs[0])
         unchecked += self._not_compared()
         return Report(
             assertion=assertion,
@@ -396,12 +360,7 @@ class Check:
             notes.append(
                 f"the result of each of {self._evidence.devices} devices was checked"
             )
-        names = {r.identity: r.name for r in self._programs[0].left}
-        if right := [name for i, name in names.items() if i in self._trusted]:
-            notes.append(
-                "right by themselves, at second order as well, are these rules of what "
-                f"the function differentiates itself: {', '.join(right)}"
-            )
+        notes += self.trust.notes(self._programs[0])
         return notes + cut
 
     def _hint(self, findings: list[Finding]) -> str:
