@@ -177,10 +177,10 @@ SILENT = {
         lambda w, x: loop_counted_by(w[0], jax.lax.stop_gradient(x[0]))[0] + jnp.sum(x),
     ),
     "dead units": (
-        "zero at this point",
+        "dead ReLU",
         lambda w, x: jnp.sum(jax.nn.relu(-jnp.abs(w) - 1) + x),
     ),
-    "masked": ("zero at this point", lambda w, x: jnp.sum(0 * w * x)),
+    "masked": ("multiplied by zero", lambda w, x: jnp.sum(0 * w * x)),
     "lost": ("lost in a custom rule", lambda w, x: forgetful(w, x)),
 }
 

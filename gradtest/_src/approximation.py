@@ -47,11 +47,14 @@ def explain_gaps(
       eps: The spacing of the working dtype, where it is not the case's own.
     """
     bound = (case.working_eps if eps is None else eps) ** 0.5
-    open_gaps = [
+    # A module may compute in half precision between leaves that are wider.
+    widest = max(bound, _literal_spacing(case) ** 0.5)
+    suspects = [
         i
         for i, f in enumerate(findings)
-        if f.verdict is Verdict.FAIL and f.gap is Gap.FORMULA and f.size <= bound
+        if f.verdict is Verdict.FAIL and f.gap is Gap.FORMULA and f.size <= widest
     ]
+    open_gaps = [i for i in suspects if findings[i].size <= bound]
     found = list(findings)
     if open_gaps and case.retraced is not None:
         judged = judge(case.retraced)
@@ -62,14 +65,14 @@ def explain_gaps(
                 )
             elif judged[i].verdict is Verdict.FAIL:
                 found[i] = _traced_anew(found[i], judged[i])
-    still_open = [i for i in open_gaps if found[i].verdict is Verdict.FAIL]
+    still_open = [i for i in suspects if found[i].verdict is Verdict.FAIL]
     if still_open:
         # Constants that a float64 trace does not round are no excuse.
         reach = literal_reach(case.retraced or case) or [0.0] * len(findings)
         for i in still_open:
             # Along a tangent every leaf's constants play a part.
             part = reach[i] if found[i].mode == "rev" else max(reach)
-            allowed = min(bound, 3 * part + case.rtol)
+            allowed = min(widest, 3 * part + case.rtol)
             if part and found[i].size <= allowed:
                 found[i] = _passed(found[i], allowed, allowed, literals=part)
     return _explained(case, found)
@@ -86,6 +89,16 @@ def _explained(case: Case, findings: list[Finding]) -> list[Finding]:
         for k in again:
             found[k] = closely[k]
     return found
+
+
+def _literal_spacing(case: Case) -> float:
+    """Returns the spacing of the half-precision constants of claim and program."""
+    literals = [
+        *jaxprs.half_literals(case.claim.jaxpr),
+        *jaxprs.half_literals(case.program.jaxpr),
+    ]
+    spacings = [float(jnp.finfo(literal.aval.dtype).eps) for literal in literals]
+    return max(spacings, default=0.0)
 
 
 def _traced_anew(finding: Finding, judged: Finding) -> Finding:

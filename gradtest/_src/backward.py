@@ -19,11 +19,12 @@ from gradtest._src import (
     variants,
 )
 from gradtest._src.findings import Cause, Entry, Finding, Gap, Report, Verdict, worst
-from gradtest._src.flow import routes_to_inputs
 from gradtest._src.inputs import Leaf, Role, read_inputs
 from gradtest._src.lifting import Evaluator, widen
 from gradtest._src.options import Options
 from gradtest._src.program import Values
+from gradtest._src.silence import asking
+from gradtest._src.silence.reasons import Silence
 
 Judge = Callable[["Backward"], list[Finding]]
 
@@ -253,96 +254,24 @@ def judge_flow(backward: Backward) -> list[Finding]:
         moving = {i for i in missing if run.gradient[i].any()}  # a NaN is not zero
         silent -= moving
         missing -= {i for i in moving if _is_usable(run, i)}
-    causes = _silence(backward, sorted(silent)) if silent else {}
+    why = asking.silences(backward, sorted(silent)) if silent else {}
     return [
-        _flow_finding(backward.leaves[i], i in missing, causes.get(i), trouble)
+        _flow_finding(backward.leaves[i], i in missing, why.get(i), trouble)
         for i in backward.checked
     ]
 
 
 def _flow_finding(
-    leaf: Leaf, missing: bool, cause: Cause | None, trouble: Cause | None
+    leaf: Leaf, missing: bool, why: Silence | None, trouble: Cause | None
 ) -> Finding:
     if not missing:
         return _finding(leaf, Verdict.PASS, Gap.FLOW)
-    if cause is not None:
-        return _finding(leaf, Verdict.FAIL, Gap.FLOW, cause=cause)
-    return _finding(leaf, Verdict.INCONCLUSIVE, Gap.FLOW, cause=trouble or _UNKNOWN)
+    if why is not None:
+        return _finding(leaf, Verdict.FAIL, Gap.FLOW, cause=why.cause, line=why.line)
+    cause = trouble or asking.UNKNOWN
+    return _finding(leaf, Verdict.INCONCLUSIVE, Gap.FLOW, cause=cause)
 
 
 def _is_usable(run: Run, i: int) -> bool:
     """Whether the value and one leaf's gradient are finite."""
     return all(np.isfinite(array).all() for array in [*run.values, run.gradient[i]])
-
-
-def _silence(backward: Backward, leaves: Sequence[int]) -> dict[int, Cause]:
-    """Says of each leaf why its gradient is zero."""
-    routes = routes_to_inputs(backward.program.jaxpr)
-    smooth = any(routes[i].smooth for i in leaves)
-    own = backward.rule_free(lifted=False) if smooth else None
-    wide = backward.rule_free(lifted=True) if smooth else None
-    causes = {}
-    for i in leaves:
-        if routes[i].is_none:
-            causes[i] = _UNUSED
-        elif not routes[i].smooth:
-            causes[i] = _blocked(sorted(routes[i].blocks))
-        elif own is not None and own[i].any():
-            causes[i] = _lost_in_a_rule(own[i])
-        elif wide is not None and wide[i].any():
-            causes[i] = _underflow(wide[i], backward.leaves[i])
-        else:
-            causes[i] = _zero_here(backward.options.trials)
-    return causes
-
-
-_UNKNOWN = Cause(
-    "NaN gradient",
-    "its gradient is not finite, so it can't be told from none",
-    "see where that comes from with assert_grads_finite",
-)
-_UNUSED = Cause(
-    "unused",
-    "the loss does not depend on it",
-    "use it in the loss, leave it out of the parameters, or name it in `exclude`",
-)
-
-
-def _blocked(blocks: Sequence[str]) -> Cause:
-    stopped = jaxprs.STOP_GRADIENT in blocks
-    return Cause(
-        "behind stop_gradient" if stopped else "behind a step without derivative",
-        f"the loss depends on it only through {', '.join(blocks)}, where derivatives "
-        "end",
-        "let it reach the loss another way, or name it in `exclude` if it is frozen "
-        "on purpose",
-    )
-
-
-def _lost_in_a_rule(gradient: np.ndarray) -> Cause:
-    return Cause(
-        "lost in a custom rule",
-        "the gradient without custom rules is not zero here (norm "
-        f"{np.linalg.norm(gradient):.3g}): a rule loses it",
-        "return this leaf's cotangent from the rule; find the rule with "
-        "assert_autodiff_matches",
-    )
-
-
-def _underflow(gradient: np.ndarray, leaf: Leaf) -> Cause:
-    return Cause(
-        "underflow",
-        f"in float64 its gradient has norm {np.linalg.norm(gradient):.3g}, on the way "
-        f"to {np.dtype(leaf.dtype).name} it becomes zero",
-        "scale the loss, or compute in a dtype with a wider range",
-    )
-
-
-def _zero_here(trials: int) -> Cause:
-    tried = "at the point" if trials == 1 else f"in each of {trials} trials"
-    return Cause(
-        "zero at this point",
-        f"the loss depends on it, but the gradient is zero {tried}",
-        "look for dead ReLU units, saturation, masks and zero factors; draw other "
-        "points (`trials`, gradtest.domains)",
-    )

@@ -39,11 +39,28 @@ def _follow(body: Body, moving: Sequence[bool], found: set[str]) -> list[bool]:
         ):
             inner = jaxprs.open_body(next(iter(jaxprs.subprograms(eqn))))
             results = _follow(inner, operands, found)
+        elif eqn.primitive.name == "scan":
+            results = _follow_scan(eqn, operands, found)
         else:
             for program in jaxprs.subprograms(eqn):
                 found |= jaxprs.primitives(program)
         moves |= set(itertools.compress(eqn.outvars, results))
     return [not jaxprs.is_literal(a) and a in moves for a in body.outvars]
+
+
+def _follow_scan(eqn: Eqn, operands: list[bool], found: set[str]) -> list[bool]:
+    """Follows moving values through a loop until its carry holds all that move."""
+    scan = jaxprs.read_scan(eqn)
+    body, start = jaxprs.open_body(scan.body), scan.num_consts
+    stop = start + scan.num_carry
+    carry = operands[start:stop]
+    while True:
+        moving = [*operands[:start], *carry, *operands[stop:]]
+        results = _follow(body, moving, found)
+        grown = [a or b for a, b in zip(carry, results, strict=False)]
+        if grown == carry:
+            return results
+        carry = grown
 
 
 # --- stopped values ---------------------------------------------------------------

@@ -43,6 +43,8 @@ class Gap(enum.Enum):
     TREE = "tree"  # two gradients that are unlike trees
     FINITE = "finite"  # whether a gradient has NaN or inf
     FLOW = "flow"  # whether a leaf has a gradient at all
+    SIZE = "size"  # a layer's gradient beside that of the other layers
+    STATE = "state"  # what a call changes that it must hold
     AGREEMENT = "agreement"  # one rule run in two ways that must give the same
     STRUCTURE = "structure"  # what a rule returns is not of the form that it must be
     LINEAR = "linearity"  # the values of a function that must be linear

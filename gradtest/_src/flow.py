@@ -45,10 +45,26 @@ Routes = list[Route]
 _NONE, _SMOOTH = Route(), Route(smooth=True)
 
 
-def routes_to_inputs(jaxpr: Jaxpr) -> Routes:
-    """Returns, for each input of a program, how its results depend on it."""
+def routes_to_inputs(jaxpr: Jaxpr, results: Sequence[bool] | None = None) -> Routes:
+    """Returns, for each input of a program, how its results depend on it.
+
+    Args:
+      jaxpr: The program.
+      results: Which of its results are asked about; None for all.
+    """
     body = jaxprs.open_body(jaxpr)
-    return _inputs(body, [_SMOOTH] * len(body.outvars))
+    wanted = [True] * len(body.outvars) if results is None else results
+    return _inputs(body, [_SMOOTH if each else _NONE for each in wanted])
+
+
+def routes_to_operands(eqn: Eqn, results: Sequence[bool]) -> Routes:
+    """Returns, for each operand of an equation, how some of its results depend on it.
+
+    Args:
+      eqn: The equation.
+      results: Which of its results are asked about.
+    """
+    return _operands(eqn, [_SMOOTH if wanted else _NONE for wanted in results])
 
 
 def _inputs(body: Body, results: Sequence[Route]) -> Routes:

@@ -45,6 +45,7 @@ class Step:
       results: What it makes.
       place: The user's line that it was traced from.
       compute: Makes the one result of the operands where there is no equation.
+      scope: The modules and named scopes around it, outermost first.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Step:
     results: tuple[Slot, ...]
     place: Place | None
     compute: Callable[..., Any] | None = None
+    scope: tuple[str, ...] = ()
 
     @property
     def params(self) -> dict[str, Any]:
@@ -103,6 +105,7 @@ class Steps:
         arguments: Sequence[Atom],
         place: Place | None,
         around: Place | None,
+        scope: tuple[str, ...] = (),
     ) -> list[Atom]:
         """Adds the equations of a program.
 
@@ -111,6 +114,7 @@ class Steps:
           arguments: Its arguments.
           place: Where all of its equations stand, if it is a library's.
           around: Where those stand that have no line of their own.
+          scope: The modules around all of them.
         """
         body = jaxprs.open_body(jaxpr)
         env: dict[Any, Atom] = {
@@ -128,16 +132,19 @@ class Steps:
         for eqn in body.eqns:
             operands = [read(atom) for atom in eqn.invars]
             at = place or jaxprs.users_place(eqn) or around
+            names = (*scope, *jaxprs.scope_names(eqn))
             if eqn.primitive.name in jaxprs.CALLS | jaxprs.CUSTOM_RULES:
                 (inner,) = jaxprs.entered(eqn)
                 within = at if place or jaxprs.calls_library(eqn) else None
-                results = self._open(inner, operands, within, at)
+                results = self._open(inner, operands, within, at, names)
             elif self._is_short_loop(eqn):
-                results = self._turns(eqn, operands, place, at)
+                results = self._turns(eqn, operands, place, at, names)
             else:
                 slots = tuple(self._slot(var.aval) for var in eqn.outvars)
                 name = eqn.primitive.name
-                self.steps.append(Step(name, eqn, tuple(operands), slots, at))
+                self.steps.append(
+                    Step(name, eqn, tuple(operands), slots, at, scope=names)
+                )
                 results = list(slots)
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in body.outvars]
@@ -156,6 +163,7 @@ class Steps:
         operands: list[Atom],
         place: Place | None,
         around: Place | None,
+        scope: tuple[str, ...],
     ) -> list[Atom]:
         """Adds the equations of a loop, turn after turn."""
         scan = jaxprs.read_scan(eqn)
@@ -169,7 +177,9 @@ class Steps:
                 self._made("loop_part", functools.partial(_part, turn), [array], aval)
                 for array, aval in zip(arrays, taken, strict=True)
             ]
-            results = self._open(scan.body, [*consts, *carry, *parts], place, around)
+            results = self._open(
+                scan.body, [*consts, *carry, *parts], place, around, scope
+            )
             carry, given[turn] = results[: len(carry)], results[len(carry) :]
         stacked = [
             self._made("loop_whole", _stacked, [given[t][k] for t in turns], var.aval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import keyword
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from gradtest._src.report import legible
 from gradtest._src.report.archive import packed
 from gradtest._src.report.saving import written_whole
 
+# Assertions about modules and optimisers make arguments of their own: those are saved.
+_ADAPTERS = ("gradtest.flax", "gradtest.optax")
 _VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS")
 
 
@@ -52,7 +55,8 @@ def script(report: Report, inputs: str | None = None) -> str:
       report: What the check found.
       inputs: Name of the .npz file beside the script that has the inputs, if any.
     """
-    found = dict(report.environment)
+    found, home = dict(report.environment), _home(report)
+    inputs = inputs if home == "gradtest" else None
     functions, has_args = _parameters(report)
     variables = [
         f"os.environ[{name!r}] = {found[name]!r}"
@@ -71,7 +75,7 @@ def script(report: Report, inputs: str | None = None) -> str:
         *([*variables, ""] if variables else []),
         "import jax  # after the variables: it reads them once",
         "",
-        "import gradtest",
+        f"import {home}",
         "",
         *_flags(found),
     ]
@@ -83,13 +87,19 @@ def script(report: Report, inputs: str | None = None) -> str:
     if has_args or inputs is not None:
         lines += _arguments(functions[0] if has_args else "", inputs)
     call = ", ".join([*functions, *(["*args"] if has_args else []), *_options(report)])
-    lines += ["", f"report = gradtest.{_identifier(report.assertion)}({call})"]
+    lines += ["", f"report = {home}.{_identifier(report.assertion)}({call})"]
     lines += ["print(report)", ""]
     return "\n".join(lines)
 
 
+def _home(report: Report) -> str:
+    """Returns the module that the assertion is imported from."""
+    home = report.replay.partition(f".{report.assertion}(")[0]
+    return home if home in _ADAPTERS else "gradtest"
+
+
 def _headline(report: Report) -> str:
-    text = f"Replays gradtest.{report.assertion}({report.subject}, ...)"
+    text = f"Replays {_home(report)}.{report.assertion}({report.subject}, ...)"
     text = f"{legible.printable(text)}: {report.verdict.value}."
     return f"# {text}"
 
@@ -100,9 +110,8 @@ def _identifier(name: str) -> str:
 
 def _parameters(report: Report) -> tuple[list[str], bool]:
     """Returns the assertion's functions by name, and whether `args` follow them."""
-    import gradtest
-
-    assertion = getattr(gradtest, _identifier(report.assertion), None)
+    home = importlib.import_module(_home(report))
+    assertion = getattr(home, _identifier(report.assertion), None)
     if not callable(assertion):
         return ["fn"], True
     names, has_args = [], False
@@ -168,7 +177,8 @@ def _options(report: Report) -> list[str]:
     """Returns the options that the report knows and the assertion takes."""
     import gradtest
 
-    assertion = getattr(gradtest, _identifier(report.assertion), gradtest.check)
+    home = importlib.import_module(_home(report))
+    assertion = getattr(home, _identifier(report.assertion), gradtest.check)
     known = inspect.signature(assertion).parameters
     options = [("key", report.key)]
     if report.trials > 1:

@@ -18,6 +18,9 @@ _HEADLINES = {
     Gap.TREE: "the gradients can't be compared at {where}.",
     Gap.FINITE: "the gradient of {subject} is not finite at {where}.",
     Gap.FLOW: "no gradient of {subject} reaches {where}.",
+    Gap.SIZE: "the gradient of {subject} vanishes or explodes at {where}.",
+    Gap.STATE: "{subject} does not hold its state in evaluation mode: {where}.",
+    Gap.AGREEMENT: "two calls of {subject} with the same keys differ.",
 }
 GAPS = {
     Gap.FORMULA: "relative gap",
@@ -38,6 +41,9 @@ _KINDS = {
     "assert_jvp_matches": "Jacobian-vector product",
     "assert_hvp_matches": "Hessian-vector product",
     "assert_transpose_matches": "transpose",
+    "assert_update_matches": "update",
+    "assert_masked": "update",
+    "assert_overflow_skipped": "skipped step",
 }
 
 
@@ -46,7 +52,10 @@ def chief_of(report: Report) -> Finding | None:
     findings = [f for f in report.findings if f.verdict is report.verdict]
     if not findings or report.verdict not in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         return None
-    return findings[0] if cells.speaks_of(report) else max(findings, key=_importance)
+    if cells.speaks_of(report):
+        return findings[0]
+    of_leaves = [finding for finding in findings if finding.rule is None]
+    return max(of_leaves or findings, key=_importance)
 
 
 def _importance(finding: Finding) -> tuple[bool, bool, float]:
@@ -156,14 +165,23 @@ def _entry(finding: Finding, entry: Entry) -> Numbers:
     place = f"{legible.name(entry.of or finding.name)}{legible.index(entry.index)}"
     if finding.gap is Gap.FINITE:
         return Numbers(place, ("", f"{entry.claimed:.6g}"))
+    if finding.gap is Gap.STATE and entry.true is not None:
+        after, before = told_apart(entry.claimed, entry.true)
+        return Numbers(place, ("after the call", after), ("before", before))
     judge = "reference" if finding.gap is Gap.CLOSE else "true"
     if entry.true is None:
         return Numbers(place, ("claimed", f"{entry.claimed:.6g}"))
-    for digits in (6, 10, 17):  # as many as tell the two apart
-        claimed, true = f"{entry.claimed:.{digits}g}", f"{entry.true:.{digits}g}"
-        if claimed != true:
-            break
+    claimed, true = told_apart(entry.claimed, entry.true)
     return Numbers(place, ("claimed", claimed), (judge, true))
+
+
+def told_apart(one: complex, other: complex) -> tuple[str, str]:
+    """Writes two numbers with as many digits as tell them apart."""
+    for digits in (6, 10, 17):
+        written = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if written[0] != written[1]:
+            break
+    return written
 
 
 def sentences(numbers: Numbers) -> list[str]:
@@ -185,9 +203,11 @@ def others(report: Report, chief: Finding) -> str:
         return rules.others(report, chief)
     if cells.speaks_of(report):
         return cells.others(report, findings, chief)
-    found = list(dict.fromkeys(f.name for f in findings if f.name != chief.name))
-    bad = {f.name for f in report.findings if f.verdict is not Verdict.PASS}
-    right = len({f.name for f in report.findings if f.mode == "rev"} - bad)
+    leaves = [finding for finding in report.findings if finding.rule is None]
+    same = dict.fromkeys(f.name for f in leaves if f.verdict is report.verdict)
+    found = [name for name in same if name != chief.name]
+    bad = {f.name for f in leaves if f.verdict is not Verdict.PASS}
+    right = len({f.name for f in leaves if f.mode == "rev"} - bad)
     if not found:
         return f"The other {right} leaves are right." if right > 1 else ""
     named = legible.listed([legible.name(other) for other in found])

@@ -1,0 +1,1 @@
+"""Flax modules under test: what `gradtest.flax` is made of."""
