@@ -196,7 +196,11 @@ def cached(key: Hashable, make: Callable[[], Any]) -> Any:
 
 
 def lifted(
-    function: Callable[..., Any], arguments: Sequence[Any], *, mesh: Any = None
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    *,
+    mesh: Any = None,
+    quickly: bool = True,
 ) -> Compiled:
     """Lowers a lifted program for its home: see `homes`.
 
@@ -204,10 +208,12 @@ def lifted(
       function: The program.
       arguments: Its arguments, or their shapes.
       mesh: The mesh that it needs around it, if any.
+      quickly: Whether it is compiled with the fewest optimisations, to run rarely.
     """
     own = homes.default_device()
     try:
-        return Compiled(function, arguments, functools.partial(float64_on, mesh))
+        settings = functools.partial(float64_on, mesh)
+        return Compiled(function, arguments, settings, quickly=quickly)
     except NotImplementedError as error:
         why = str(error).partition(":")[0]
         if not homes.is_for_accelerators(error, own):

@@ -29,3 +29,5 @@ from gradtest._src.products import assert_transpose_matches as assert_transpose_
 from gradtest._src.products import assert_vjp_matches as assert_vjp_matches
 from gradtest._src.report.archive import load_inputs as load_inputs
 from gradtest._src.variants_agree import assert_variants_agree as assert_variants_agree
+from gradtest._src.watching.watcher import Watcher as Watcher
+from gradtest._src.watching.watcher import watch as watch

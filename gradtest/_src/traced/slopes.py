@@ -108,6 +108,7 @@ def measure(
     scale: Any,
     over: Coupling,
     noise_eps: float | None = None,
+    ladder: Sequence[float] = _RUNGS,
 ) -> TracedSlope:
     """Measures the slope of the weighted values along a line at t = 0.
 
@@ -119,8 +120,9 @@ def measure(
       over: The devices that belong together.
       noise_eps: Relative noise of the values, where a part of the program could not
         be lifted.
+      ladder: The steps, falling, where all of it was lifted.
     """
-    rungs = np.array(_RUNGS if noise_eps is None else _NOISY_RUNGS)
+    rungs = np.array(ladder if noise_eps is None else _NOISY_RUNGS)
     eps = np.finfo(np.float64).eps
     units = 2 * eps if noise_eps is None else _NOISY_UNITS * noise_eps
     rounding = units * magnitude(base, weights, over) / rungs

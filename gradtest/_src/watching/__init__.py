@@ -1,0 +1,1 @@
+"""Gradients watched while a model trains: see `watcher`."""
