@@ -170,6 +170,24 @@ def test_a_hand_written_meta_gradient_is_judged_against_the_rule_free_one():
         gradtest.assert_grad_matches(wrong_fn, jax.grad(wrong_fn), PARAMS)
 
 
+def stopped_cotangent(x, g):
+    return (jax.lax.stop_gradient(g) * jnp.cos(x),)
+
+
+def half_stopped_cotangent(x, g):
+    return ((g + jax.lax.stop_gradient(g)) / 2 * jnp.cos(x),)
+
+
+@pytest.mark.parametrize("bwd", [stopped_cotangent, half_stopped_cotangent])
+def test_a_cotangent_that_is_taken_for_a_constant_is_refused(bwd):
+    report = gradtest.check(after_steps(sine(bwd)), PARAMS)
+    assert report.verdict is Verdict.FAIL
+    assert report.leaf("p['w']").cause.name == "cotangent taken for a constant"
+    with pytest.raises(gradtest.GradientMismatch, match="look for a stop_gradient"):
+        gradtest.assert_custom_rules_match(sine(bwd), X)
+    gradtest.assert_custom_rules_match(sine(bwd), X, order=1)
+
+
 # --- rules that differ on purpose -----------------------------------------------------
 
 

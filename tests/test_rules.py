@@ -1,5 +1,6 @@
 """Every call of a custom rule is found, with its place and the values that reach it."""
 
+import functools
 import sys
 
 import flax.linen as nn
@@ -497,3 +498,40 @@ def test_a_rule_that_cannot_be_run_by_itself_is_said_not_to_be_checked(fn, why):
     gradtest.assert_autodiff_matches(fn, x)  # the program as a whole is right
     with pytest.raises(gradtest.GradientInconclusive, match=why):
         gradtest.assert_custom_rules_match(fn, x)
+
+
+def scaled_by(factor):
+    @jax.custom_vjp
+    def layer(x):
+        return jnp.tanh(x)
+
+    def bwd(y, g):
+        return (factor * g * (1 - y * y),)
+
+    layer.defvjp(lambda x: (jnp.tanh(x),) * 2, bwd)
+    return layer
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scaled_apart(x, factor):
+    return jnp.tanh(x)
+
+
+scaled_apart.defvjp(
+    lambda x, factor: (jnp.tanh(x),) * 2,
+    lambda factor, y, g: (factor * g * (1 - y * y),),
+)
+
+
+@pytest.mark.parametrize(
+    "make", [scaled_by, lambda factor: lambda x: scaled_apart(x, factor)]
+)
+@pytest.mark.parametrize("factors", [(1.0, 1.1), (1.1, 1.0)])
+def test_rules_of_one_factory_are_audited_each_by_itself(make, factors):
+    first, second = map(make, factors)
+    x = jnp.linspace(-1.0, 1.5, 5)
+    with pytest.raises(gradtest.GradientMismatch, match=r"1\.1 times too large"):
+        gradtest.assert_custom_rules_match(lambda x: second(2 * first(x)), x)
+    right, same = make(1.0), make(1.0)
+    report = gradtest.assert_custom_rules_match(lambda x: right(2 * same(x)), x)
+    assert [rule.count for rule in report.rules] == [2]

@@ -8,7 +8,7 @@ own derivative.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from gradtest._src.inputs import Point
 from gradtest._src.lifting import Evaluator, widen
 from gradtest._src.program import Values
 from gradtest._src.ways import (
+    ALONG,
     EXAMPLES,
     WAYS,
     Claimed,
@@ -59,6 +60,7 @@ def judge_ways(
     renew: Callable[[], None],
     *,
     only: str | None = None,
+    order: int = 1,
 ) -> tuple[list[Finding], list[str]]:
     """Compares every way to run a rule with its own derivative.
 
@@ -67,6 +69,7 @@ def judge_ways(
       points: Values that reach the rule, the case's own first.
       renew: Prepares the rule for being differentiated in another way.
       only: The one check that is wanted; None for all.
+      order: 2 for the derivative by the cotangent as well.
 
     Returns:
       One finding for each check, and the ways that JAX does not offer here.
@@ -74,7 +77,8 @@ def judge_ways(
     if case.program.closed_over:
         points = points[:1]  # what the rule closes over has its values there
     examples = _examples(case, points)
-    ways, findings, unsupported = _trace_ways(case, examples, renew, only)
+    left_out = {ALONG} if order == 1 or case.program.as_functions else set()
+    ways, findings, unsupported = _trace_ways(case, examples, renew, only, left_out)
     raised = {finding.check for finding in findings}
     compared = _compare(case, examples, ways, only)
     findings += [finding for finding in compared if finding.check not in raised]
@@ -109,14 +113,18 @@ def _stack(rows: list[list[Any]]) -> list[Any]:
 
 
 def _trace_ways(
-    case: Case, examples: Examples, renew: Callable[[], None], only: str | None
+    case: Case,
+    examples: Examples,
+    renew: Callable[[], None],
+    only: str | None,
+    left_out: Collection[str],
 ) -> tuple[list[Way], list[Finding], list[str]]:
     ways: list[Way] = []
     findings: list[Finding] = []
     unsupported: list[str] = []
     arguments = (examples.moving, examples.held, examples.seed)
     for check, says, make, wanted in WAYS:
-        if only not in (None, check):
+        if only not in (None, check) or check in left_out:
             continue
         if is_linearized(make) and case.bench.forward is None:
             continue
@@ -129,6 +137,9 @@ def _trace_ways(
         except NotImplementedError as error:
             unsupported.append(f"{check}: {_first_line(error)}")
         except Exception as error:  # whatever the rule raises
+            if check == ALONG:  # few programs differentiate twice
+                unsupported.append(f"{check}: {_first_line(error)}")
+                continue
             findings.append(_raised(case, check, says, error))
     return ways, findings, unsupported
 

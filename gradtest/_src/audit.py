@@ -160,7 +160,8 @@ def _run(rule_check: RuleCheck) -> list[Finding]:
             changes = [f for f in again if f.verdict is Verdict.FAIL]
             return changes or findings  # of what changes, no number means a thing
         findings += [agreed(case, check) for check in _SILENT_CHECKS]
-        agreeing, unsupported = judge_ways(case, points, renew)
+        order = rule_check.options.order
+        agreeing, unsupported = judge_ways(case, points, renew, order=order)
         findings += [*agreeing, repeated(case)]
         if not case.program.closed_over:  # those values are known to a trace alone
             findings += [*eager(case, findings), *discrete(case, rule_check.function)]

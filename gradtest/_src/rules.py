@@ -137,7 +137,7 @@ def _group_key(call: Call) -> Any:
     avals = tuple(str(atom.aval) for atom in call.eqn.invars)
     program = structure_key(jaxprs.rule_free_program(call.eqn))
     regions = tuple(map(id, regions_around(call)))
-    identity = (source.identity, source.kind, source.where)
+    identity = (source.identity, source.kind, source.where, jaxprs.captured(call.eqn))
     return identity, avals, program, regions, first_places(call.eqn)
 
 

@@ -20,6 +20,8 @@ from gradtest._src.jaxprs import Jaxpr
 from gradtest._src.program import Values
 
 EXAMPLES = 3
+# The check of a rule's second derivative by its cotangent.
+ALONG = "second order by the cotangent"
 # So many leaves or outputs are tried alone.
 _MOST_ALONE = 8
 # So many leaves are batched alone: each compiles the rule four times.
@@ -92,6 +94,8 @@ def several(
         return [
             ((*values, names[i]), _alone(case, i), _wanted_leaf(case, i)) for i in some
         ]
+    if make is _along_cotangent:
+        return [(names, _along_cotangent(case), _wanted_along(case))]
     if make is _over_cotangents:
         return [(names, _over_cotangents(case), _wanted_cotangents(case))]
     if make is _batch_of_one_leaf:
@@ -223,6 +227,44 @@ def _alone(case: Case, leaf: int) -> Any:
     return way
 
 
+def _along_cotangent(case: Case) -> Any:
+    """Differentiates the gradient by its cotangent, as a gradient of a gradient does.
+
+    The gradient is linear in the cotangent, so its derivative is itself. Of each leaf's
+    it takes the product with fixed numbers, and pulls that back to the cotangent.
+    """
+
+    def way(*examples: Any) -> Values:
+        xs, held, seed = Examples(*examples).one(0)
+        _, _, along = Examples(*examples).one(1)
+        _, pull = jax.vjp(_call_at(case, held), *xs)
+
+        def products(cotangent: Values) -> Values:
+            pairs = zip(pull(list(cotangent)), xs, strict=True)
+            return [_product(gradient, _fixed(x)) for gradient, x in pairs]
+
+        found, pull_back = jax.vjp(products, list(seed))
+        results = []
+        for i in range(len(found)):
+            one = [jnp.ones_like(f) if k == i else 0 * f for k, f in enumerate(found)]
+            (pulled,) = pull_back(one)
+            results.append(sum(map(_product, pulled, along)))
+        return results
+
+    return way
+
+
+def _product(one: Any, other: Any) -> Any:
+    """Returns the inner product that JAX's transposes keep, of real parts."""
+    return jnp.real(jnp.sum(one * other))
+
+
+def _fixed(like: Any) -> Any:
+    """Returns numbers of both signs, of an array's shape and dtype."""
+    numbers = jnp.cos(1.0 + jnp.arange(like.size)).reshape(like.shape)
+    return numbers.astype(like.dtype)
+
+
 def _one_output(case: Case, output: int) -> Any:
     """Pulls one output back; the rule may see that the others are not used."""
 
@@ -260,6 +302,18 @@ def _wanted_cotangents(case: Case) -> Wanted:
         seeds = [examples.one(k)[2] for k in range(EXAMPLES)]
         each = [claimed(xs, held, seed)[count:] for seed in seeds]
         return [jnp.stack(values) for values in zip(*each, strict=True)]
+
+    return wanted
+
+
+def _wanted_along(case: Case) -> Wanted:
+    count = len(case.program.outputs)
+
+    def wanted(claimed: Claimed, examples: Examples) -> Values:
+        xs, held, _ = examples.one(0)
+        _, _, along = examples.one(1)
+        pairs = zip(claimed(xs, held, along)[count:], xs, strict=True)
+        return [_product(gradient, _fixed(x)) for gradient, x in pairs]
 
     return wanted
 
@@ -318,4 +372,10 @@ WAYS: tuple[tuple[str, str, Any, Any], ...] = (
     ("scan", "inside of jax.lax.scan", _in_scan, _wanted_batch(3)),
     ("symbolic zeros", "where this argument alone is differentiated", _alone, None),
     ("symbolic zeros", "where one result alone is used", _one_output, None),
+    (
+        ALONG,
+        "differentiated once more, by the cotangent that it takes,",
+        _along_cotangent,
+        None,
+    ),
 )

@@ -75,6 +75,8 @@ def rounded_to(claimed: np.ndarray, true: np.ndarray) -> Cause | None:
     if known.sum() < 3 or np.iscomplexobj(claimed):
         return None
     values, wanted = claimed[known], true[known]
+    if not norm(wanted):
+        return None
     gap = norm(values - wanted) / norm(wanted)
     for name, bits in _NARROW:
         mantissa = np.frexp(values)[0] * 2.0**bits

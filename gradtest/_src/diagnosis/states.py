@@ -254,6 +254,12 @@ _WAYS: dict[str, tuple[str, str]] = {
         "wrong where an argument or result takes no part",
         "a symbolic zero stands for an array of zeros: handle it as one",
     ),
+    "second order by the cotangent": (
+        "cotangent taken for a constant",
+        "let the rule's own derivative depend on its cotangent: look for a "
+        "stop_gradient of it, or for a step without derivative that it goes through, in "
+        "bwd",
+    ),
     "linear": (
         "not linear in the cotangent",
         "multiply every term that the rule returns by its cotangent, once",

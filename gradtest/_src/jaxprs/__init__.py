@@ -81,6 +81,7 @@ from gradtest._src.jaxprs.scopes import scope_names as scope_names
 from gradtest._src.jaxprs.sources import Batch as Batch
 from gradtest._src.jaxprs.sources import RuleLayout as RuleLayout
 from gradtest._src.jaxprs.sources import RuleSource as RuleSource
+from gradtest._src.jaxprs.sources import captured as captured
 from gradtest._src.jaxprs.sources import closed_over as closed_over
 from gradtest._src.jaxprs.sources import is_library as is_library
 from gradtest._src.jaxprs.sources import is_users as is_users

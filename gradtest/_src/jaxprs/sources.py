@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from gradtest._src.jaxprs.lines import folders_of
 from gradtest._src.jaxprs.programs import (
@@ -30,6 +31,12 @@ _RULE_PARTS = {
 }
 _RULE_KINDS = {"custom_vjp_call": "custom_vjp", "custom_jvp_call": "custom_jvp"}
 _HI_PARTS = ("vjp_fwd", "vjp_bwd", "vjp_bwd_retval", "jvp", "lin", "transpose")
+# What may be compared by how it is written.
+_PLAIN = (int, float, complex, str, bytes, type(None), np.generic, np.dtype)
+# JAX's wrapper of arguments that a rule takes as they are (`nondiff_argnums`).
+_STATIC = "Unhashable"
+# So deep is looked for values that rules hold.
+_DEPTH = 4
 # Wrappers of a library stand between JAX and the rule's author.
 _WRAPPERS = ("jax", "flax")
 
@@ -192,6 +199,53 @@ def _levels(start: Any, depth: int = 12) -> Iterator[list[Any]]:
 def _inside(start: Any) -> Iterator[Any]:
     """Yields everything that a wrapped function holds, outermost first."""
     return (item for level in _levels(start) for item in level)
+
+
+def captured(eqn: Eqn) -> Any:
+    """Returns what a rule's hand-written parts hold beside their code, to compare.
+
+    Rules that one factory made stand on the same lines and may do different things:
+    what tells them apart is in closures, defaults and arguments that are not arrays.
+    """
+    parts = [eqn.params[param] for param in _RULE_PARTS if param in eqn.params]
+    found = []
+    for part in parts:
+        for item in _inside(part):
+            if inspect.isfunction(item) and _user_code(_source_of(item)):
+                found.append(_held_values(item, _DEPTH))
+            if type(item).__name__ == _STATIC:
+                found.append(_told(item.val, _DEPTH))
+    return tuple(found)
+
+
+def _held_values(function: Any, depth: int) -> Any:
+    """Returns the values of a function's closure and defaults."""
+    held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a cell that is not filled yet
+            held.append(cell.cell_contents)
+    return tuple(_told(value, depth - 1) for value in held)
+
+
+def _told(value: Any, depth: int) -> Any:
+    """Returns a value, or what of it may be compared: arrays are what they are."""
+    if isinstance(value, _PLAIN):
+        return type(value).__name__, repr(value)
+    if isinstance(value, jax.core.Tracer) or depth <= 0:
+        return type(value).__name__
+    if isinstance(value, jax.Array | np.ndarray):
+        return id(value)
+    if inspect.isfunction(value):
+        return _source_of(value), _held_values(value, depth)
+    if isinstance(value, tuple | list):
+        return tuple(_told(each, depth - 1) for each in value)
+    fields = value.items() if isinstance(value, dict) else _fields(value)
+    plain = [(str(k), repr(v)) for k, v in fields if isinstance(v, _PLAIN)]
+    return type(value).__name__, tuple(sorted(plain))
+
+
+def _fields(value: Any) -> Any:
+    return getattr(value, "__dict__", {}).items()
 
 
 def closed_over(eqn: Eqn) -> dict[int, Any]:

@@ -72,6 +72,23 @@ class Reduction:
         return tuple(sorted(set(found)))
 
 
+def _require_fitting(mask: np.ndarray, args: Sequence[PyTree]) -> None:
+    """Raises ValueError where no argument has the axes of a mask."""
+    leaves = jax.tree_util.tree_leaves(args)
+    shapes = [tuple(leaf.shape) for leaf in leaves if np.shape(leaf)]
+    for axis, length in enumerate(mask.shape):
+        if length == 1 or any(
+            len(shape) > axis and shape[axis] == length for shape in shapes
+        ):
+            continue
+        told = ", ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(
+            "`where` must be a mask of the examples in the arguments, whose shapes are "
+            f"{told or 'empty'}: got one of the shape {list(mask.shape)}, and no "
+            f"argument has {length} entries along axis {axis}."
+        )
+
+
 class Examples:
     """The examples along some axes of the arguments of a loss."""
 
@@ -90,6 +107,8 @@ class Examples:
         self._places = {place % len(args) for place in places}
         own = [args[place] for place in sorted(self._places)]
         self.mask = chosen.mask
+        if self.mask is not None and chosen.per_example is None:
+            _require_fitting(self.mask, own)
         self.lengths = tuple(self._length(own, axis) for axis in self.axes)
         if 0 in self.lengths:
             raise ValueError(

@@ -26,6 +26,8 @@ from gradtest._src.options import Options
 
 PyTree = Any
 _MASK_NAMES = ("where", "mask")
+# What is said of a line that is no supposition of another factor or term in it.
+_SURE_LINES = "the first result that is"
 
 
 class ReductionCheck(AgreementCheck):
@@ -122,7 +124,68 @@ class ReductionCheck(AgreementCheck):
         found = [*found, *self.probes.masked_gradients(case, found)]
         if worst(f.verdict for f in found) is Verdict.FAIL:
             found = explain_reduction(case, found, Told(self, case))
-        return [*found, *self.probes.findings(case)]
+        found = [*found, *self.probes.findings(case)]
+        if any(f.verdict is Verdict.INCONCLUSIVE for f in found):
+            return self._told_of_one(case, found)
+        if self._cannot_tell:
+            return [_open(finding, self._cannot_tell) for finding in found]
+        return found
+
+    @property
+    def _cannot_tell(self) -> Cause | None:
+        """Why a loss that is right here may be reduced in any way, where that is so."""
+        kept, count = int(self.examples.kept().sum()), self.examples.count
+        if kept > 1 or (self.chosen.reduction == "none" and count > 1):
+            return None
+        of = "there is one example" if count == 1 else "the mask keeps one example"
+        return Cause(
+            "one example",
+            f"{of} alone: its mean, its sum and its own loss are the same number, so "
+            f"reduction={self.chosen.reduction!r} can't be told from another",
+            "hand over at least two examples that count, of other losses",
+        )
+
+    def _told_of_one(self, case: Case, found: list[Finding]) -> list[Finding]:
+        """Says whose value is not finite: that of one example, not the loss's."""
+        values = case.readings.claimed_values
+        whole = values is not None and all(np.isfinite(v).all() for v in values)
+        if not whole or all(np.isfinite(v).all() for v in case.readings.values):
+            return found
+        by = "`per_example`" if self.chosen.per_example else "the loss"
+        cause = Cause(
+            "one example not finite",
+            f"the loss of all examples is finite, but {by} of one example alone is NaN "
+            "or infinite: it depends on other examples, as by a batch's standard "
+            "deviation, or leaves some out",
+            "if examples are meant to see each other, hand over the loss of example i "
+            "as per_example=lambda i, *args: ...; if not, look for a slice that drops "
+            "rows, or a mean over nothing",
+        )
+        return [
+            dataclasses.replace(finding, cause=cause, other_causes=())
+            if finding.verdict is Verdict.INCONCLUSIVE
+            else finding
+            for finding in found
+        ]
+
+    def _not_compared(self) -> list[str]:
+        found = super()._not_compared()
+        if self.examples.mask is not None and self.examples.mask.all():
+            found.append(
+                "`where`: it keeps everything, so a loss that ignores it is not told"
+            )
+        return found
+
+    def report(self, assertion: str) -> Report:
+        """Runs the check; lines found by fitted numbers are not named."""
+        report = super().report(assertion)
+        findings = [
+            finding
+            if finding.line is None or finding.line.says.startswith(_SURE_LINES)
+            else dataclasses.replace(finding, line=None)
+            for finding in report.findings
+        ]
+        return dataclasses.replace(report, findings=tuple(findings))
 
     def _notes(self) -> list[str]:
         count, reduction = self.examples.count, self.chosen.reduction
@@ -151,6 +214,13 @@ class ReductionCheck(AgreementCheck):
 
     def _says_reduction(self) -> str:
         return f"reduction={self.chosen.reduction!r}"
+
+
+def _open(finding: Finding, cause: Cause) -> Finding:
+    """Concludes nothing from what passes."""
+    if finding.verdict is not Verdict.PASS:
+        return finding
+    return dataclasses.replace(finding, verdict=Verdict.INCONCLUSIVE, cause=cause)
 
 
 def make_check(
