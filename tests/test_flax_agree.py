@@ -125,3 +125,41 @@ def test_parameters_that_cannot_be_paired_are_named(params_map: Any, told: str):
 def test_the_class_of_the_reference_is_refused_by_name():
     with pytest.raises(TypeError, match=r"`reference` must be an instance.*NnxTwins"):
         agree(LinenTwins(), NnxTwins, ROWS)
+
+
+def test_a_map_that_sends_two_layers_to_one_is_refused():
+    both = {"Dense_0": "layers/0", "Dense_1": "layers/0"}
+    told = "`params_map` sends 'Dense_0' and 'Dense_1' to one place.*layers/0/"
+    with pytest.raises(ValueError, match=told):
+        agree(LinenTwins(), NnxTwins(), ROWS, params_map=both)
+
+
+def test_of_nested_paths_in_a_map_the_longer_counts():
+    nested = {"Dense_0": "layers/0", "Dense_1": "layers/1"}
+    nested |= {"Dense_0/bias": "layers/1/bias", "Dense_1/bias": "layers/0/bias"}
+    with pytest.raises(gradtest.GradientMismatch):
+        agree(LinenTwins(), NnxTwins(), domains.normal((5, 3)), params_map=nested,
+              variables={"params": {
+                  "Dense_0": {"kernel": jnp.eye(3), "bias": jnp.ones(3)},
+                  "Dense_1": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)},
+              }})  # fmt: skip
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_parameter_that_the_other_lacks_is_told_of(is_first: bool):
+    bare = nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0))
+    pair = (nn.Dense(4), bare) if is_first else (bare, nn.Dense(4))
+    told = f"the {'second' if is_first else 'first'} module has nothing for bias"
+    with pytest.raises(ValueError, match=told):
+        agree(*pair, ROWS)
+
+
+def test_an_output_of_another_shape_is_told_of_the_module():
+    reference = nnx.Conv(2, 4, (3, 3), rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="`module` must return the shapes"):
+        agree(nn.Conv(4, (3, 3), padding="VALID"), reference, jnp.ones((1, 6, 6, 2)))
+
+
+def test_a_string_as_input_is_named():
+    with pytest.raises(TypeError, match="`inputs` must be what Dense can be called"):
+        gradtest.flax.assert_module_grads(nn.Dense(3), "x")

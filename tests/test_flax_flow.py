@@ -229,3 +229,11 @@ def test_bad_input_is_named(slip):
     with pytest.raises(kind) as caught:
         call()
     assert message in str(caught.value)
+
+
+def test_a_loss_is_refused_by_the_name_of_its_argument():
+    told = "`module` must return one real number, a loss, got "
+    with pytest.raises(TypeError, match=told + "result: float32"):
+        gradtest.flax.assert_grads_flow(lambda w: 2 * w, jnp.ones(3))
+    with pytest.raises(TypeError, match="beside it say has_aux=True"):
+        gradtest.flax.assert_grads_flow(lambda w: (jnp.sum(w), {"a": 1}), jnp.ones(3))

@@ -106,6 +106,54 @@ class Wrapped(nn.Module):
         return nn.SpectralNorm(nn.Dense(4))(x, update_stats=train)
 
 
+class Normed(nn.Module):
+    """Normalises by what it holds, by the batch, or by both."""
+
+    way: str = "held"
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (5,))
+        var = self.variable("batch_stats", "var", jnp.ones, (5,))
+        if self.way == "auxiliary":
+            return nn.Dense(5)(x)
+        if self.way == "contrasted":
+            x = (x - mean.value) / jnp.sqrt(var.value)
+            return nn.softmax(x @ x.T) + jnp.sum(x, 0).sum()
+        by_mean = x.mean(0) if self.way in ("batch", "both") else mean.value
+        by_var = x.var(0) if self.way in ("batch", "variance") else var.value
+        if not self.is_initializing():
+            if self.way == "decayed":
+                mean.value = 0.9 * mean.value
+            if self.way == "clamped":
+                var.value = jnp.maximum(var.value, 1e-5)
+            if self.way == "reset":
+                mean.value = jnp.zeros(5)
+        return (x - by_mean) / jnp.sqrt(by_var + 1e-5)
+
+
+class Rewriting(nnx.Module):
+    """Puts something in the place of its weights in every call."""
+
+    def __init__(self, way):
+        self.dense = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
+        self.training = way == "own flag"
+        self.norm = nnx.BatchNorm(5, rngs=nnx.Rngs(0))
+        self.way = way
+
+    def __call__(self, x):
+        weights = self.dense.kernel[...]
+        if self.way == "normalised":
+            self.dense.kernel[...] = weights / jnp.linalg.norm(weights)
+        if self.way == "ones":
+            self.dense.kernel[...] = jnp.ones_like(weights)
+        if self.way == "decayed":
+            self.dense.bias[...] = 0.9 * self.dense.bias[...]
+        if self.way == "own flag":
+            return self.norm(x, use_running_average=not self.training)
+        return self.dense(x)
+
+
 def failing(*args, **options):
     """Returns the report of a check that fails."""
     with pytest.raises(gradtest.GradientMismatch) as caught:
@@ -128,18 +176,15 @@ RIGHT = {
     "a where that is not taken": (Tracked("where"), (X, jnp.array(False))),
     "a branch that is not taken": (Tracked("cond"), (X, jnp.array(False))),
     "an nnx module left in training": (Block(), (X,)),
-    "nnx spectral norm": (
-        nnx.SpectralNorm(nnx.Linear(5, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)),
-        (X,),
-    ),
+    "an auxiliary head that is left out": (Normed("auxiliary"), (X,)),
+    "contrasted within the batch": (Normed("contrasted"), (X,)),
 }
 
 
 @pytest.mark.parametrize("case", RIGHT)
 def test_evaluation_that_holds_its_state_passes(case):
     module, inputs = RIGHT[case]
-    options = {"update_stats": False} if case == "nnx spectral norm" else {}
-    assert hold(module, *inputs, **options).verdict is Verdict.PASS
+    assert hold(module, *inputs).verdict is Verdict.PASS
 
 
 WRONG = {
@@ -243,10 +288,58 @@ def test_a_module_without_collections_passes_and_says_so():
     assert any("no collection but its parameters" in note for note in report.notes)
 
 
-def test_weights_that_nnx_normalises_in_place_are_noted():
-    norm = nnx.WeightNorm(nnx.Linear(5, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
-    (note,) = [n for n in hold(norm, X).notes if "a second call leaves it" in n]
-    assert note.startswith("params['layer_instance']['kernel'] is rewritten")
+@pytest.mark.parametrize("way", ["normalised", "ones", "decayed"])
+def test_a_parameter_that_is_written_is_caught(way):
+    name = "bias" if way == "decayed" else "kernel"
+    found = failing(Rewriting(way), X).leaf(f"params['dense']['{name}']")
+    assert found.cause.name == "parameter written"
+    assert ("a second call leaves it" in found.cause.says) == (way != "decayed")
+
+
+def test_a_parameter_rewritten_with_its_own_bits_is_noted():
+    module = Rewriting("ones")
+    module(X)
+    (note,) = [n for n in hold(module, X).notes if "is rewritten" in n]
+    assert note.startswith("params['dense']['kernel'] is rewritten by the call")
+
+
+@pytest.mark.parametrize("layer", [nnx.SpectralNorm, nnx.WeightNorm])
+def test_layers_of_nnx_that_normalise_in_place_are_to_be_declared(layer):
+    norm = layer(nnx.Linear(5, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    options = {"update_stats": False} if layer is nnx.SpectralNorm else {}
+    found = failing(norm, X, **options).leaf("params['layer_instance']['kernel']")
+    assert "(nnx.SpectralNorm, nnx.WeightNorm), name it in" in found.cause.remedy
+    kernel = "params/layer_instance/kernel"
+    assert hold(norm, X, changes=kernel, **options).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("way", ["batch", "variance", "both"])
+def test_statistics_of_the_batch_in_evaluation_are_caught(way):
+    found = failing(Normed(way), X).leaf("output")
+    assert found.cause.name == "batch statistics in evaluation"
+    held = "var" if way == "variance" else "mean"
+    assert f"does not depend on batch_stats['{held}']" in found.cause.says
+
+
+def test_averages_that_are_not_used_are_noted():
+    assert not any("not used" in note for note in hold(Normed(), X).notes)
+    (note,) = [n for n in hold(Normed("auxiliary"), X).notes if "not used" in n]
+    told = "batch_stats['mean'], batch_stats['var']"
+    assert note == f"held averages are not used: {told}"
+
+
+@pytest.mark.parametrize("way", ["decayed", "clamped", "reset"])
+def test_state_computed_of_itself_is_caught_where_it_stays_the_same(way):
+    name = "var" if way == "clamped" else "mean"
+    found = failing(Normed(way), X).leaf(f"batch_stats['{name}']")
+    assert "is computed anew from what is held" in found.cause.says
+
+
+def test_a_flag_that_eval_does_not_set_is_named_as_the_modules():
+    report = failing(Rewriting("own flag"), X)
+    cause = report.leaf("BatchStat['norm']['mean']").cause
+    assert "Rewriting.training is True and .eval() does not set it" in cause.says
+    assert cause.remedy.startswith("set module.training = False before")
 
 
 def test_an_nnx_module_stays_in_training_mode():

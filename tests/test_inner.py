@@ -119,6 +119,10 @@ def test_a_rule_that_is_wrong_at_first_order_is_refused_inside_as_well(way):
     assert report.verdict is Verdict.FAIL
     wrong = [f for f in report.findings if f.verdict is Verdict.FAIL]
     assert all("1.1 times too large" in finding.cause.says for finding in wrong)
+    (value,) = [finding for finding in wrong if finding.name == "result"]
+    assert "wrong derivative inside" not in [c.name for c in value.other_causes]
+    assert "the value of" in str(report)
+    assert "rests on a wrong derivative" in str(report)
 
 
 def test_of_two_rules_inside_the_wrong_one_is_named():

@@ -136,4 +136,16 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="`init` is for a step"):
         assert_overflow_skipped(_ADAM, PARAMS, GRADS, init=_init)
     with pytest.raises(TypeError, match="must return the pair"):
-        assert_overflow_skipped(lambda params, state, grads: params, PARAMS, GRADS)
+        assert_overflow_skipped(
+            lambda params, state, grads: params, PARAMS, GRADS, init=()
+        )
+    with pytest.raises(ValueError, match="`init` must be given for a step"):
+        assert_overflow_skipped(_step(""), PARAMS, GRADS)
+    with pytest.raises(ValueError, match=r"`changes` names 'scael'.*'scale'"):
+        assert_overflow_skipped(
+            _step(""), PARAMS, GRADS, init=_init, changes=("scael", "good")
+        )
+    with pytest.raises(TypeError, match="`changes` must be names"):
+        assert_overflow_skipped(_step(""), PARAMS, GRADS, init=_init, changes="scale")
+    with pytest.raises(ValueError, match=r"`params` must hold .* float"):
+        assert_overflow_skipped(_ADAM, jnp.arange(3), jnp.arange(3))

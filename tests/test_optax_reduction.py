@@ -174,3 +174,66 @@ def test_a_tiny_gradient_of_a_masked_entry_is_seen():
 def test_bad_input_is_named(options, error, says):
     with pytest.raises(error, match=says):
         assert_reduction(mean, P, T, **options)
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"`where` .* \[7\].* \[5\].*axis 0"):
+        assert_reduction(masked_mean, P, T, where=MASK[:5])
+    with pytest.raises(ValueError, match=r"`where_name` must name .*'mask'.*'weights'"):
+        assert_reduction(masked_mean, P, T, where=MASK, where_name="weights")
+
+
+@pytest.mark.parametrize(
+    ("loss", "args", "options"),
+    [
+        (total, (P[:1], T[:1]), {}),
+        (mean, (P[:1], T[:1]), {"reduction": "sum"}),
+        (masked_mean, (P, T), {"where": jnp.arange(7) == 3}),
+    ],
+)
+def test_one_example_tells_nothing_of_a_reduction(loss, args, options):
+    with pytest.raises(
+        gradtest.GradientInconclusive, match=r"one example.*same number"
+    ):
+        assert_reduction(loss, *args, **options)
+
+
+def test_a_slip_shows_in_one_example_too():
+    with pytest.raises(gradtest.GradientMismatch):
+        assert_reduction(
+            lambda p, t, mask: jnp.mean(squared(p, t) * mask), P, T,
+            where=jnp.arange(7) == 3,
+        )  # fmt: skip
+
+
+def test_a_mask_that_keeps_everything_is_told_to_prove_nothing():
+    report = assert_reduction(masked_mean, P, T, where=jnp.ones(7, bool))
+    assert any("`where`: it keeps everything" in each for each in report.unchecked)
+    report = assert_reduction(masked_mean, P, T, where=MASK)
+    assert not any("`where`" in each for each in report.unchecked)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, t: jnp.mean(squared(p, t)[:-1]),
+        lambda p, t: jnp.mean(squared(p, t)) / jnp.std(t),
+    ],
+)
+def test_a_loss_of_one_example_that_is_nan_is_told_apart(loss):
+    with pytest.raises(
+        gradtest.GradientInconclusive,
+        match=r"(?s)one example alone is NaN.*per_example=",
+    ):
+        assert_reduction(loss, P, T)
+
+
+def test_no_line_is_named_by_a_fitted_number():
+    def contrastive(p, t):
+        scores = p[:, None] * t
+        return jnp.mean(jax.nn.logsumexp(scores, 1) - jnp.diag(scores))
+
+    with pytest.raises(gradtest.GradientMismatch) as caught:
+        assert_reduction(contrastive, P, T)
+    assert all(finding.line is None for finding in caught.value.report.findings)
+    assert "derivative is right" not in str(caught.value)

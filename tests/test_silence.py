@@ -206,3 +206,79 @@ def test_complex_leaves_are_followed():
 
     z = jnp.ones(3, jnp.complex64)
     assert report_of(loss, z).leaf("z").cause.name == "dead ReLU"
+
+
+def test_zero_weights_without_a_gradient_are_promised_no_update():
+    def loss(params, x):
+        return jnp.sum(x @ params["first"] @ params["second"] @ params["third"])
+
+    params = {"first": jnp.ones((3, 3))}
+    params |= {name: jnp.zeros((3, 3)) for name in ("second", "third")}
+    remedy = report_of(loss, params, jnp.ones((2, 3))).leaf("params['first']").cause
+    assert "its own gradient is zero as well" in remedy.remedy
+    params["third"] = jnp.ones((3, 3))
+    remedy = report_of(loss, params, jnp.ones((2, 3))).leaf("params['first']").cause
+    assert "comes with the first update" in remedy.remedy
+
+
+def test_rounding_noise_of_float64_is_no_underflow():
+    def loss(w, x):
+        h = nn.relu(x @ w)
+        h = (h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5)
+        return jnp.sum(h * jax.random.normal(jax.random.key(0), h.shape))
+
+    x = jax.random.normal(jax.random.key(1), (8, 4)) * 1e-30
+    dead = report_of(lambda w, b: loss(w, x * 0 + b), jnp.zeros((4, 4)), x)
+    assert dead.leaf("w").cause.name == "dead ReLU"
+
+
+def test_a_gradient_that_underflows_is_told_of_it():
+    def loss(params):
+        return jnp.sum(params["w"] * 1e-30) * 1e-30 + jnp.sum(params["v"])
+
+    report = report_of(loss, {"w": ONES, "v": ONES})
+    assert report.leaf("params['w']").cause.name == "underflow"
+
+
+def test_a_softmax_of_one_entry_is_named():
+    cause = report_of(lambda w: jnp.sum(nn.softmax(w[:, None]) ** 2), ONES).leaf("w")
+    assert cause.cause.name == "softmax of one entry"
+    assert "the axis has one entry, its softmax is always 1" in cause.cause.says
+
+
+def _losing(primal):
+    """Returns a function whose rule returns zeros."""
+
+    @jax.custom_vjp
+    def losing(x):
+        return primal(x)
+
+    def losing_bwd(_, cotangent):
+        return (0 * cotangent,)
+
+    losing.defvjp(lambda x: (primal(x), None), losing_bwd)
+    return losing
+
+
+@pytest.mark.parametrize("primal", [jnp.tanh, jnp.sign])
+def test_the_rule_that_loses_a_gradient_is_named_with_its_line(primal):
+    losing = _losing(primal)
+    cause = report_of(lambda w: jnp.sum(losing(w)), ONES).leaf("w").cause
+    assert cause.name == "lost in a custom rule"
+    line = _losing.__code__.co_firstlineno + 7
+    assert f"losing (bwd at {__file__}:{line})" in cause.says
+
+
+def test_a_rule_elsewhere_is_not_blamed_for_a_step_without_derivative():
+    losing = _losing(jnp.sign)
+    cause = report_of(lambda w: jnp.sum(jnp.sign(w)) + jnp.sum(losing(w)), ONES)
+    assert cause.leaf("w").cause.name == "behind a step without derivative"
+
+
+def test_auxiliary_data_that_is_not_declared_is_refused():
+    def loss(w):
+        return jnp.sum(w), {"count": 1}
+
+    with pytest.raises(TypeError, match="beside it say has_aux=True"):
+        flow(loss, ONES)
+    assert flow(loss, ONES, has_aux=True).verdict is Verdict.PASS

@@ -704,3 +704,12 @@ def test_a_watcher_in_a_job_comes_to_one_verdict():
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert len(re.findall(r"^\[[01]\] 4 passed", done.stdout, re.MULTILINE)) == 2
+
+
+def test_auxiliary_data_that_is_not_declared_is_refused():
+    def loss(params):
+        return jnp.sum(params**2), {"count": 1}
+
+    with pytest.raises(TypeError, match=r"`loss` must return one real.*has_aux=True"):
+        gradtest.watch(loss)(0, jnp.ones(3))
+    assert gradtest.watch(loss, has_aux=True)(0, jnp.ones(3))

@@ -246,7 +246,7 @@ def judge_flow(backward: Backward) -> list[Finding]:
       TypeError: The function returns something else than one real number.
     """
     traced = backward.program
-    traced.require_scalar(IS_LOSS)
+    traced.require_loss(IS_LOSS)
     silent, missing = set(backward.checked), set(backward.checked)
     trouble: Cause | None = None
     for run in backward.runs():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from gradtest._src import jaxprs
+from gradtest._src import diagnose, jaxprs
 from gradtest._src.audit import Audit
 from gradtest._src.check import Check
 from gradtest._src.findings import Cause, Finding, Gap, Report, Verdict
@@ -55,7 +55,8 @@ def _with_blame(report: Report, blamed: list[tuple[RuleUse, Finding]]) -> Report
         if finding.verdict is not Verdict.FAIL or finding.gap not in _EXPLAINED:
             return finding
         own = (finding.cause, *finding.other_causes)
-        others = [*causes[1:], *(c for c in own if c and c.name != causes[0].name)]
+        said = (causes[0].name, diagnose.INNER_VALUE.name)
+        others = [*causes[1:], *(c for c in own if c and c.name not in said)]
         return dataclasses.replace(
             finding,
             cause=causes[0],

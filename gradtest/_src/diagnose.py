@@ -7,6 +7,7 @@ from gradtest._src.diagnosis.clues import factor_between as factor_between
 from gradtest._src.diagnosis.states import FAINT as FAINT
 from gradtest._src.diagnosis.states import FORWARD_VALUE as FORWARD_VALUE
 from gradtest._src.diagnosis.states import IMPURE as IMPURE
+from gradtest._src.diagnosis.states import INNER_VALUE as INNER_VALUE
 from gradtest._src.diagnosis.states import KINK as KINK
 from gradtest._src.diagnosis.states import LOOSE_SOLVER as LOOSE_SOLVER
 from gradtest._src.diagnosis.states import OFF_BRANCH as OFF_BRANCH

@@ -32,6 +32,10 @@ def worst(verdicts: Any) -> Verdict:
     return max(verdicts, key=lambda v: v.severity, default=Verdict.NOT_CHECKED)
 
 
+# The check of a value that rests on a derivative which the function takes itself.
+INNER = "value of a derivative inside"
+
+
 class Gap(enum.Enum):
     """Which comparison a finding is about."""
 

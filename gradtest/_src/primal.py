@@ -6,7 +6,7 @@ import numpy as np
 
 from gradtest._src import diagnose
 from gradtest._src.case import Case, norm
-from gradtest._src.findings import Finding, Gap, Verdict
+from gradtest._src.findings import INNER, Finding, Gap, Verdict
 from gradtest._src.gaps import leaf_gap
 from gradtest._src.solvers import SolveKind
 
@@ -52,8 +52,10 @@ def value_findings(case: Case) -> list[Finding]:
                 gap.size,
                 gap.allowed,
                 entry=gap.entry,
-                cause=diagnose.FORWARD_VALUE,
-                check="value",
+                cause=diagnose.INNER_VALUE
+                if case.program.opened
+                else diagnose.FORWARD_VALUE,
+                check=INNER if case.program.opened else "value",
             )
         )
     return found

@@ -128,6 +128,19 @@ class Program:
             rest = otherwise and f"; {otherwise}"
             raise TypeError(f"{wanted}, got {self.described_outputs()}{rest}.")
 
+    def require_loss(self, wanted: str, otherwise: str = "") -> None:
+        """Raises TypeError where the function returns not just one real number."""
+        if not jax.tree_util.all_leaves([self.result]):
+            flat, _ = jax.tree_util.tree_flatten_with_path(self.result)
+            told = ", ".join(
+                f"result{jax.tree_util.keystr(path)}: {leaf.dtype}{list(leaf.shape)}"
+                for path, leaf in flat[:4]
+            )
+            raise TypeError(
+                f"{wanted}, got {told}; with auxiliary data beside it say has_aux=True."
+            )
+        self.require_scalar(wanted, otherwise)
+
     def closed_over_values(self, point: Point) -> dict[int, Any]:
         """Returns the values that rules close over, by the `id` of their tracers."""
         if not self.closed_over:

@@ -22,6 +22,8 @@ from gradtest._src.findings import Cause
 _MOST_LABELS = 16
 _MOST_ARGUMENTS = 12
 _LEAST_SURE = 0.7
+# How likely it is that an array that is constant matters for being so.
+_CONSTANT = 0.45
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class Condition:
       holds: Which entries are in it, in the shape of the leaf.
       tries: Of how many like sets it was chosen.
       at: How far each entry is from the bound that was chosen, if one was.
+      is_constant: Whether the argument is one number in all its entries.
     """
 
     kind: str
@@ -41,6 +44,7 @@ class Condition:
     holds: np.ndarray
     tries: float = 1.0
     at: np.ndarray | None = None
+    is_constant: bool = False
 
 
 def at_special_values(clues: Clues) -> Cause | None:
@@ -81,8 +85,11 @@ def _likelihood(wrong: np.ndarray, telling: np.ndarray, condition: Condition) ->
     """How unlikely it is that as many entries, drawn by chance, are the very set."""
     count, told = int(wrong.sum()), int(telling.sum())
     if count == told:  # nothing right to compare with
-        is_rare = condition.kind == "tie" and count > 1
-        return 0.89 if is_rare else 0.6 if condition.kind == "zero" else 0.0
+        if condition.kind not in ("zero", "tie"):
+            return 0.0
+        if condition.is_constant:  # so many parameters begin: as zeros, or as ones
+            return _CONSTANT
+        return 0.89 if condition.kind == "tie" and count > 1 else 0.6
     chance = condition.tries * chance_of_set(count, told)
     # An argument seldom holds exact zeros, or equal numbers, without a reason.
     least = 0.7 if condition.kind in ("zero", "tie") else 0.0
@@ -273,7 +280,8 @@ def _of_integers(each: Named) -> Iterator[Condition]:
 def _of_floats(each: Named, clues: Clues) -> Iterator[Condition]:
     value, name = each.value, each.name
     zero = value == 0
-    yield Condition("zero", f"{name} is 0", zero)
+    is_constant = value.size > 1 and bool(np.all(value == value.flat[0]))
+    yield Condition("zero", f"{name} is 0", zero, is_constant=is_constant)
     kind = "mask" if np.unique(value.ravel()[:4096]).size <= 2 else "branch"
     yield Condition(kind, f"{name} is not 0", ~zero)
     for bound, words in ((np.nanmax(value), "largest"), (np.nanmin(value), "smallest")):
@@ -286,7 +294,8 @@ def _of_floats(each: Named, clues: Clues) -> Iterator[Condition]:
         _, places, counts = np.unique(value, return_inverse=True, return_counts=True)
         repeated = (counts[places] > 1).reshape(value.shape) & ~zero
         if repeated.any():
-            yield Condition("tie", f"{name} has the same value twice", repeated)
+            words = f"{name} has the same value twice"
+            yield Condition("tie", words, repeated, is_constant=is_constant)
     if zero.any():
         yield Condition("branch", f"{name} <= 0", value <= 0)
         yield Condition("branch", f"{name} >= 0", value >= 0)

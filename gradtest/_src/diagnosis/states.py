@@ -37,6 +37,13 @@ FORWARD_VALUE = Cause(
     "the rule's forward pass returns another value than the function it differentiates",
     "compute the same expression in the rule's fwd (or jvp) as in the function",
 )
+# Of a function that differentiates another one itself.
+INNER_VALUE = Cause(
+    "wrong derivative inside",
+    "the function differentiates through a custom rule, and returns another value than "
+    "with the derivative of the rule's own function",
+    "audit the rules of what it differentiates: assert_custom_rules_match",
+)
 _DOWNCAST = Cause(
     "downcast",
     "the formula is right, but the rule computes in half precision what the function "
@@ -257,7 +264,7 @@ _WAYS: dict[str, tuple[str, str]] = {
     "second order by the cotangent": (
         "cotangent taken for a constant",
         "let the rule's own derivative depend on its cotangent: look for a "
-        "stop_gradient of it, or for a step without derivative that it goes through, in "
+        "stop_gradient of it, or for a step without derivative that it goes through in "
         "bwd",
     ),
     "linear": (

@@ -13,7 +13,7 @@ from gradtest._src.keywords import Inconclusive, Keywords, settled
 from gradtest._src.modules import pairing
 from gradtest._src.modules.grads import of_flax
 from gradtest._src.modules.repeats import Repeat
-from gradtest._src.modules.subject import Subject, read_module
+from gradtest._src.modules.subject import Subject, read_module, speaking_of
 from gradtest._src.options import DEFAULT_RTOL, Options
 from gradtest._src.traced import checks as in_trace
 
@@ -36,7 +36,8 @@ class ModulesAgreementCheck(AgreementCheck):
             return second.loss(mapped(params), collections(held), *inputs)
 
         reference.__name__ = second.name
-        super().__init__(first.loss, reference, first.args, options)
+        with speaking_of("`fn`", "`module`"):
+            super().__init__(first.loss, reference, first.args, options)
         self._repeat = Repeat(
             self._programs[0], lambda: self._trace(self.inputs, self._first)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,19 @@ from gradtest._src.findings import Line
 from gradtest._src.flow import routes_to_inputs, routes_to_operands
 from gradtest._src.lifting import Evaluator, is_inexact
 from gradtest._src.localise.steps import Atom, Constant, Slot, Step, Steps
+from gradtest._src.silence.influence import moves_entries
 from gradtest._src.silence.observed import line_of
 
 Sources = frozenset[int]
 _NOTHING: Sources = frozenset()
 # They may put many entries into one: what they make of data is a statistic.
 _REDUCING = ("reduce_", "cum", "dot_general", "argm")
+_PICKING = frozenset(
+    {
+        "convert_element_type", "copy", "copy_p", "device_put", "optimization_barrier",
+        "select_n", "sharding_constraint", "stop_gradient",
+    }
+)  # fmt: skip
 # What an average keeps of the held one lies between these.
 _LEAST_KEPT, _MOST_KEPT = 1e-6, 1 - 1e-9
 
@@ -54,6 +61,7 @@ class Dataflow:
 
     Attributes:
       steps: The call's steps.
+      values: Its inputs.
       data: The numbers of the inputs that are data.
     """
 
@@ -65,7 +73,7 @@ class Dataflow:
         state: Sequence[int],
     ):
         self.steps = Steps(jaxpr)
-        self._values = list(values)
+        self.values = list(values)
         self.data, self._state = frozenset(data), frozenset(state)
         places = {slot: i for i, slot in enumerate(self.steps.inputs)}
         self._undecided = frozenset(
@@ -88,6 +96,52 @@ class Dataflow:
         """Whether a result is one of the inputs as it came."""
         atom = self.steps.outputs[number]
         return not isinstance(atom, Constant) and atom == self.steps.inputs[source]
+
+    def is_computed(self, number: int) -> bool:
+        """Whether a result is computed, and not just put elsewhere or picked.
+
+        What a loop or branch returns that is one step here counts as picked.
+        """
+        if isinstance(self.steps.outputs[number], Constant):
+            return True
+        found = [self.steps.steps[i] for i in self.feeding([number], _only_moves)]
+        return any(not _only_moves(step) for step in found) or not self.of_result(
+            number
+        )
+
+    def is_data(self, step: Step) -> bool:
+        """Whether a step takes something that is made of the data."""
+        return any(self._of(atom) & self.data for atom in step.operands)
+
+    def feeding(
+        self,
+        results: Sequence[int],
+        goes_on: Callable[[Step], bool] = lambda step: True,
+    ) -> set[int]:
+        """Returns the numbers of the steps that some results are made of.
+
+        Args:
+          results: The numbers of the results.
+          goes_on: Whether to look at what a step takes.
+        """
+        wanted: set[Slot] = set()
+
+        def want(atoms: Iterable[Atom]) -> None:
+            wanted.update(atom for atom in atoms if not isinstance(atom, Constant))
+
+        want(self.steps.outputs[k] for k in results)
+        found: set[int] = set()
+        for i in range(len(self.steps.steps) - 1, -1, -1):
+            step = self.steps.steps[i]
+            places = [k for k, slot in enumerate(step.results) if slot in wanted]
+            if places:
+                found.add(i)
+            if places and goes_on(step):
+                operands = [self._of(atom) for atom in step.operands]
+                for k in places:
+                    used = self._used(step, k, operands)
+                    want(step.operands[place] for place in used)
+        return found
 
     def line_of_result(self, number: int) -> Line | None:
         """Returns the line of source that makes a result."""
@@ -135,7 +189,7 @@ class Dataflow:
             return [env[slot] for slot in wanted]
 
         with execution.working_precision():
-            found = jax.jit(run)(self._values)
+            found = jax.jit(run)(self.values)
         return dict(zip(wanted, map(np.asarray, found), strict=True))
 
     def _follow(self, step: Step) -> None:
@@ -246,7 +300,13 @@ class Dataflow:
             return kept
 
         with execution.working_precision():
-            return [np.asarray(each, np.float64) for each in jax.jit(run)(self._values)]
+            return [np.asarray(each, np.float64) for each in jax.jit(run)(self.values)]
+
+
+def _only_moves(step: Step) -> bool:
+    """Whether a step picks values or puts them elsewhere; loops may do no more."""
+    is_inner = step.eqn is not None and any(True for _ in jaxprs.subprograms(step.eqn))
+    return is_inner or moves_entries(step) or step.name in _PICKING
 
 
 def is_real(value: Any) -> bool:

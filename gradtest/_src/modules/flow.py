@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from gradtest._src.lifting import is_inexact
 from gradtest._src.modules import filters
 from gradtest._src.modules.model import Entry, entries_of
 from gradtest._src.modules.ranking import Ranking
-from gradtest._src.modules.subject import read_module
+from gradtest._src.modules.subject import read_module, speaking_of
 from gradtest._src.options import Options
 from gradtest._src.traced import checks as in_trace
 
@@ -53,7 +52,8 @@ class FlowCheck(Backward):
 
     def __init__(self, loss: Loss, options: Options, ranking: Ranking):
         options = dataclasses.replace(options, argnums=0, exclude=loss.frozen)
-        super().__init__(loss.fn, loss.args, options)
+        with speaking_of("`fn`", "`module`"):
+            super().__init__(loss.fn, loss.args, options)
         self._loss, self._ranking = loss, ranking
 
     def runs(self) -> Iterator[Run]:
@@ -67,7 +67,8 @@ class FlowCheck(Backward):
 
     def report(self, assertion: str, judge: Any = backward.judge_flow) -> Report:
         """Runs the check."""
-        report = super().report(assertion, judge)
+        with speaking_of("`fn`", "`module`"):
+            report = super().report(assertion, judge)
         findings = (*map(_of_frozen, report.findings), *self._ranking.findings())
         verdict = worst(finding.verdict for finding in findings)
         replay = f"gradtest.flax.{assertion}({report.subject}, ..., key={report.key})"
@@ -91,18 +92,6 @@ def _of_frozen(finding: Finding) -> Finding:
     remedy = finding.cause.remedy.replace("`exclude`", "`frozen`")
     cause = dataclasses.replace(finding.cause, remedy=remedy)
     return dataclasses.replace(finding, cause=cause)
-
-
-@contextlib.contextmanager
-def _speaking_of_frozen() -> Iterator[None]:
-    """Names the option `frozen` where its filters are called `exclude`."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        told = str(error)
-        if "`exclude`" not in told:
-            raise
-        raise type(error)(told.replace("`exclude`", "`frozen`")) from error
 
 
 # --- a module ------------------------------------------------------------------------
@@ -141,7 +130,7 @@ def _is_real(leaf: Any) -> bool:
 
 def _of_module(module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Loss:
     loss, key = options["loss"], options["key"]
-    with _speaking_of_frozen():
+    with speaking_of("`exclude`", "`frozen`"):
         subject = read_module(
             module, inputs, **(options | {"loss": loss or weighted_sum(key)})
         )
@@ -211,7 +200,7 @@ def _frozen(entries: Sequence[Entry], wanted: list[Any], name: str) -> tuple[str
         dataclasses.replace(each, name=name + each.name.removeprefix("params"))
         for each in entries
     ]
-    with _speaking_of_frozen():
+    with speaking_of("`exclude`", "`frozen`"):
         return filters.frozen(renamed, [], wanted)
 
 

@@ -146,6 +146,7 @@ class Held:
       flow: What its results are made of.
       names: The names of the traced call's inputs.
       outputs: The numbers of the results that are the module's output.
+      rows: The numbers of the results that are its output before the loss.
       state: The numbers of the inputs that are collections, not parameters.
       sown: Names of what the call adds by `sow`.
       has_collections: Whether there is other state than parameters.
@@ -155,6 +156,7 @@ class Held:
     flow: Dataflow
     names: tuple[str, ...]
     outputs: tuple[int, ...]
+    rows: tuple[int, ...]
     state: tuple[int, ...]
     sown: tuple[str, ...]
     has_collections: bool
@@ -173,6 +175,12 @@ class Held:
             if i not in held
         ]  # fmt: skip
 
+    def is_computed(self, item: Item) -> bool:
+        """Whether a variable that was there is written anew, not handed through."""
+        if item.result is None or item.source is None:
+            return False
+        return self.flow.is_computed(item.result)
+
     def uses_data(self, item: Item) -> bool:
         """Whether a variable is computed from what the module is called with."""
         return item.result is None or bool(
@@ -186,6 +194,14 @@ class Held:
     def averages(self) -> list[Average]:
         """Returns the updated averages that the output depends on."""
         return self.flow.averages(self.outputs)
+
+
+def moved(subject: Subject) -> Subject:
+    """Returns the module with other values of its parameters."""
+    params = jax.tree_util.tree_map(
+        lambda leaf: 1.25 * leaf + 0.125 if is_real(leaf) else leaf, subject.params
+    )
+    return dataclasses.replace(subject, params=params)
 
 
 def left_by(subject: Subject, held: Held) -> Subject:
@@ -214,17 +230,19 @@ def called(
     _, params, collections, *_ = inputs.arguments(point.moving, point.held)
     told: dict[str, Any] = {}
 
-    def call(held: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def call(held: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         _, *given = inputs.arguments(point.moving, held)
         assert subject.after is not None
         output, left = subject.after(*given)
+        rows = [o for o in jax.tree_util.tree_leaves(output) if is_real(o)]
         if loss is not None:
             output = loss(output)
         told["after"] = _flattened(left)
         arrays = [
             value for _, value in told["after"].values() if hasattr(value, "dtype")
         ]
-        return [o for o in jax.tree_util.tree_leaves(output) if is_real(o)], arrays
+        made = [o for o in jax.tree_util.tree_leaves(output) if is_real(o)]
+        return made, arrays, rows
 
     with execution.user_code():
         jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(list(point.held))
@@ -235,7 +253,8 @@ def called(
     before = _flattened({_PARAMS: params, **collections})
     leaves = inputs.of_role(Role.HELD)
     places = {leaf.name: i for i, leaf in enumerate(leaves)}
-    items, sown = _items(before, told["after"], results[count:], count, places)
+    last = len(results) - len(shapes[2])
+    items, sown = _items(before, told["after"], results[count:last], count, places)
     state = tuple(i for i, leaf in enumerate(leaves) if leaf.argument == 2)
     data = tuple(i for i, leaf in enumerate(leaves) if leaf.argument > 2)
     return Held(
@@ -243,6 +262,7 @@ def called(
         Dataflow(jaxpr, values, data, state),
         tuple(_called(leaf.name) for leaf in leaves),
         tuple(range(count)),
+        tuple(range(last, len(results))),
         state,
         tuple(sown),
         bool(collections),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -23,10 +23,24 @@ _EVALUATING = frozenset(
 )  # fmt: skip
 
 
+class Flag(NamedTuple):
+    """A flag of a call.
+
+    Attributes:
+      trains: Whether it says training.
+      given: Whether it was handed over.
+      is_attribute: Whether the module has it, and not the call.
+    """
+
+    trains: bool
+    given: bool
+    is_attribute: bool = False
+
+
 def flags(
     module: Any, method: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, tuple[bool, bool]]:
-    """Returns the flags of a call: whether each says training, and was handed over."""
+) -> dict[str, Flag]:
+    """Returns the flags of a call, by name, and those that the module itself holds."""
     call: Any = "__call__" if method is None else method
     if isinstance(call, str):
         call = getattr(type(module), call, None)
@@ -36,7 +50,7 @@ def flags(
         return {}
     if parameters and not inspect.ismethod(call):
         parameters = parameters[1:]
-    found = {}
+    found: dict[str, Flag] = {}
     for place, parameter in enumerate(parameters):
         name = parameter.name
         if name not in _TRAINING | _EVALUATING:
@@ -46,11 +60,12 @@ def flags(
         if not given:
             value = parameter.default
         if _is_flag(value):
-            found[name] = (bool(value) is (name in _TRAINING), given)
+            found[name] = Flag(bool(value) is (name in _TRAINING), given)
     for name in sorted(_TRAINING | _EVALUATING):
         value = getattr(module, name, None)
         if name not in found and isinstance(value, bool):
-            found[name] = (value is (name in _TRAINING), True)
+            is_attribute = name not in [each.name for each in parameters]
+            found[name] = Flag(value is (name in _TRAINING), True, is_attribute)
     return found
 
 
@@ -67,9 +82,18 @@ def flipped(name: str, is_training: bool) -> bool:
     return (name in _TRAINING) is not is_training
 
 
+def with_flag(module: Any, name: str, value: bool) -> Any:
+    """Returns a copy of a module with another value of a flag that it holds."""
+    if not isinstance(module, nnx.Module):
+        return module.clone(**{name: value})
+    copy = nnx.clone(module)
+    setattr(copy, name, value)
+    return copy
+
+
 def changing(
     module: Any,
-    said: Mapping[str, tuple[bool, bool]],
+    said: Mapping[str, Flag],
     holds_when_flipped: Callable[[str], bool],
     what: str,
     *,
@@ -84,18 +108,17 @@ def changing(
       what: What changes, in a clause.
       is_average: Whether it is an average such as a normalisation holds.
     """
-    training = [name for name, (trains, _) in said.items() if trains]
+    training = [
+        name
+        for name, flag in said.items()
+        if flag.trains and (not flag.is_attribute or holds_when_flipped(name))
+    ]
     if training:
         name = training[0]
-        handed = "is" if said[name][1] else "is by default"
         value = not flipped(name, True)
-        return Cause(
-            "training mode",
-            f"{what}: the call is in training mode, {name} {handed} {value}",
-            f"hand over {name}={not value}",
-        )
-    for name in said:
-        if holds_when_flipped(name):
+        return _in_training(module, name, said[name], value, what)
+    for name, flag in said.items():
+        if not flag.trains and holds_when_flipped(name):
             value = not flipped(name, False)
             return Cause(
                 "inverted flag",
@@ -104,8 +127,11 @@ def changing(
                 f"pass {'not ' if name in _TRAINING else ''}{name} on as "
                 "use_running_average",
             )
-    if said:
-        told = ", ".join(f"{name}={not flipped(name, False)}" for name in said)
+    handed = [
+        name for name, flag in said.items() if not (flag.is_attribute or flag.trains)
+    ]
+    if handed:
+        told = ", ".join(f"{name}={not flipped(name, False)}" for name in handed)
         return Cause(
             "flag ignored",
             f"{what} although the call says {told}: the layer does not heed it",
@@ -130,3 +156,23 @@ def changing(
         "is not set",
         "set use_running_average=True for evaluation, say by a flag of the call",
     )
+
+
+def _in_training(module: Any, name: str, flag: Flag, value: bool, what: str) -> Cause:
+    """Says that a flag of the call, or one that the module holds, says training."""
+    says = f"{what}: the call is in training mode, "
+    own = f"{type(module).__name__}.{name}"
+    if not flag.is_attribute:
+        handed = "is" if flag.given else "is by default"
+        remedy = f"hand over {name}={not value}"
+        return Cause("training mode", f"{says}{name} {handed} {value}", remedy)
+    if isinstance(module, nnx.Module):
+        says += f"{own} is {value} and .eval() does not set it"
+        remedy = (
+            f"set module.{name} = {not value} before, or read one of the flags that "
+            ".eval() sets (use_running_average, deterministic)"
+        )
+        return Cause("training mode", says, remedy)
+    says += f"{own} is {value}"
+    remedy = f"make the module with {name}={not value}"
+    return Cause("training mode", says, remedy)

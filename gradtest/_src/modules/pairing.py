@@ -52,11 +52,9 @@ def pairs(
       For paths of the second the path of the first.
 
     Raises:
-      ValueError: `chosen` names nothing in one of the two.
+      ValueError: `chosen` names nothing in one of the two, or sends two to one.
     """
-    found: dict[Path, Path] = {}
-    for one, two in (chosen or {}).items():
-        found |= _beneath(split(one), split(two), first, second)
+    found = _as_chosen(chosen or {}, first, second)
     for kind in _KINDS:
         while True:
             taken = set(found.values())
@@ -68,6 +66,33 @@ def pairs(
             if not more:
                 break
             found |= more
+    return found
+
+
+def _as_chosen(
+    chosen: Mapping[str, str], first: Leaves, second: Leaves
+) -> dict[Path, Path]:
+    """Pairs the leaves that a user names; of two that name one the longer path counts.
+
+    Raises:
+      ValueError: A name is none, or a leaf is left without a place that it was sent to.
+    """
+    found: dict[Path, Path] = {}
+    sent: dict[Path, list[tuple[Path, str]]] = {}
+    for one, two in sorted(chosen.items(), key=lambda pair: len(split(pair[1]))):
+        more = _beneath(split(one), split(two), first, second)
+        for target, source in more.items():
+            sent.setdefault(target, []).append((source, one))
+        found |= more
+    kept = set(found.values())
+    for target, sources in sent.items():
+        lost = [source for source, _ in sources if source not in kept]
+        if lost:
+            names = " and ".join(repr(one) for _, one in sources)
+            raise ValueError(
+                f"`params_map` sends {names} to one place of the second module, "
+                f"{'/'.join(target)}: each parameter can have one source only."
+            )
     return found
 
 
@@ -169,9 +194,20 @@ def map_for_params(
     found = pairs(one, two, params_map)
     spare = [path for path in one if path not in set(found.values())]
     lacking = [path for path in two if path not in found]
-    if spare or lacking:
+    absent = [
+        *_absent(spare, {p: q for q, p in found.items()}, two, "second"),
+        *_absent(lacking, found, one, "first"),
+    ]
+    if absent:
         raise ValueError(
-            "`params_map` is needed: "
+            f"`reference` must have the parameters of `module`: {'; '.join(absent)}. "
+            "Build both alike (use_bias, use_scale, ...); parameters that are made of "
+            "others need a function as `params_map`."
+        )
+    if spare or lacking:
+        is_given = params_map is not None
+        raise ValueError(
+            f"`params_map` {'leaves some out' if is_given else 'is needed'}: "
             + " and ".join(
                 f"of the {which} module {listed(paths)} could not be paired"
                 for which, paths in (("first", spare), ("second", lacking))
@@ -188,6 +224,25 @@ def map_for_params(
             f"shape {two[q]}: hand over a function that reshapes it."
         )
     return functools.partial(_mapped, second=second, found=found)
+
+
+def _absent(
+    open_: Sequence[Path], partners: Mapping[Path, Path], other: Leaves, which: str
+) -> list[str]:
+    """Names leaves of paired layers where the other layer has no such leaf."""
+    layers = {path[:-1]: partner[:-1] for path, partner in partners.items()}
+    told = []
+    for path in open_:
+        layer = layers.get(path[:-1])
+        if layer is None or (*layer, path[-1]) in other:
+            continue
+        own = sorted({leaf[-1] for leaf in other if leaf[:-1] == layer})
+        where = "/".join(layer) or "it"
+        told.append(
+            f"the {which} module has nothing for {'/'.join(path)} ({where} has "
+            f"{', '.join(own)} alone)"
+        )
+    return told
 
 
 def _mapped(params: PyTree, *, second: PyTree, found: Mapping[Path, Path]) -> PyTree:

@@ -15,7 +15,8 @@ from gradtest._src.job import agreement as processes
 from gradtest._src.keywords import Inconclusive, Keywords, settled
 from gradtest._src.modules import modes
 from gradtest._src.modules.averages import Average
-from gradtest._src.modules.held import Held, Item, called, left_by
+from gradtest._src.modules.batches import statistic_of_the_batch, unused_averages
+from gradtest._src.modules.held import Held, Item, called, left_by, moved
 from gradtest._src.modules.subject import Subject, read_module
 from gradtest._src.options import Options
 from gradtest._src.traced import checks as in_trace
@@ -49,28 +50,35 @@ class StatsCheck:
         self._subject = read(self._module, {})
         self._first = self._at(0)
         self._declared = _declared(changes, self._first)
-        self._rewritten = self._settling()
+        self._settling = self._once_for_all()
+        self._rewritten = tuple(
+            item.name
+            for item in self._first.items
+            if item.name in self._settling and not item.has_changed
+        )
+        self._unused: list[Item] = []
 
     def _at(self, trial: int) -> Held:
         return called(self._subject, self._loss, self._options.key, trial)
 
-    def _settling(self) -> tuple[str, ...]:
-        """Names the parameters that a call rewrites once, whatever its inputs.
+    def _once_for_all(self) -> tuple[str, ...]:
+        """Names the parameters that a call rewrites so that a second one leaves them.
 
         NNX's SpectralNorm and WeightNorm put the normalised weights in the place of
-        the weights; another call then changes nothing.
+        the weights. Asked at other values: these may be what such a call left.
         """
         written = [
             item.name
             for item in self._first.items
             if _is_parameter(item.name)
-            and item.has_changed
+            and self._first.is_computed(item)
             and not self._first.uses_data(item)
         ]
         if not written:
             return ()
-        subject = left_by(self._subject, self._first)
-        again = called(subject, self._loss, self._options.key, 0)
+        subject = moved(self._subject)
+        once = called(subject, self._loss, self._options.key, 0)
+        again = called(left_by(subject, once), self._loss, self._options.key, 0)
         settled = {item.name for item in again.items if item.has_settled}
         return tuple(name for name in written if name in settled)
 
@@ -87,11 +95,14 @@ class StatsCheck:
             told = ", ".join(self._first.sown)
             notes.append(f"what the call sows is no state: {told}")
         notes += [
-            f"{each} is rewritten by the call, from the variables alone and once for "
-            "all: a second call leaves it"
+            f"{each} is rewritten by the call, from the variables alone and with the "
+            "bits that it had"
             for each in self._rewritten
             if each not in self._declared
         ]
+        if self._unused:
+            told = _listed([item.name for item in self._unused])
+            notes.append(f"held averages are not used: {told}")
         replay = f"gradtest.flax.{assertion}({name}, ..., key={key}"
         replay += f", trials={options.trials})" if options.trials > 1 else ")"
         unchecked = [f"{each} (declared to change)" for each in self._declared]
@@ -120,6 +131,11 @@ class StatsCheck:
         wrong = [f for f in parameters if f.verdict is not Verdict.PASS]
         if not wrong and any(_is_parameter(i.name) for i in self._first.items):
             wrong = [Finding(_PARAMETERS, (), "", Verdict.PASS, Gap.STATE)]
+        self._unused = [
+            item
+            for item in unused_averages(self._first)
+            if item.name in found and found[item.name].verdict is Verdict.PASS
+        ]
         return [*others, *wrong, *self._of_output()]
 
     def _of_item(self, held: Held, item: Item, trial: int) -> Finding:
@@ -146,6 +162,13 @@ class StatsCheck:
             )
             cause = self._cause(what, item)
             return found(Verdict.FAIL, cause=cause, line=held.line(item))
+        if held.is_computed(item):
+            what = (
+                f"{item.name} is computed anew from what is held (at this point its "
+                "value stays the same)"
+            )
+            cause = self._cause(what, item, held.uses_data(item))
+            return found(Verdict.FAIL, cause=cause, line=held.line(item))
         return found(Verdict.PASS)
 
     def _of_output(self) -> list[Finding]:
@@ -155,6 +178,12 @@ class StatsCheck:
             if self._first.names[each.statistic] not in self._declared
         ]
         if not averages:
+            batch = statistic_of_the_batch(self._first, self._unused)
+            if batch is not None:
+                self._unused = []
+                return [Finding(_OUTPUT, (), "", Verdict.FAIL, Gap.STATE,
+                                cause=batch.cause, line=batch.line,
+                                check="average")]  # fmt: skip
             return [Finding(_OUTPUT, (), "", Verdict.PASS, Gap.STATE, check="average")]
         return [self._of_average(each) for each in averages]
 
@@ -178,6 +207,13 @@ class StatsCheck:
     def _cause(self, what: str, item: Item, uses_data: bool = True) -> Cause:
         if _is_parameter(item.name):
             as_what = ", as if it were a running average" if uses_data else ""
+            if item.name in self._settling:
+                return Cause(
+                    "parameter written",
+                    f"{what}: the call writes a parameter, and a second call leaves it",
+                    "compute it beside the parameter, not in its place; if the layer "
+                    "works so (nnx.SpectralNorm, nnx.WeightNorm), name it in `changes`",
+                )
             return Cause(
                 "parameter written",
                 f"{what}: the call writes a parameter{as_what}",
@@ -200,13 +236,19 @@ class StatsCheck:
 
     def _holds_flipped(self, flag: str) -> bool:
         """Whether nothing changes where a flag of the call is turned over."""
-        value = modes.flipped(flag, self._said[flag][0])
+        value = modes.flipped(flag, self._said[flag].trains)
         try:
-            subject = self._read(self._module, {flag: value})
+            if self._said[flag].is_attribute:
+                subject = self._read(modes.with_flag(self._module, flag, value), {})
+            else:
+                subject = self._read(self._module, {flag: value})
             held = called(subject, self._loss, self._options.key, 0)
         except Exception:  # the flag is an attribute, or given by position
             return False
-        return not any(item.has_changed or held.sources(item) for item in held.items)
+        return not any(
+            item.has_changed or held.sources(item) or held.is_computed(item)
+            for item in held.items
+        )
 
 
 def _is_parameter(name: str) -> bool:
@@ -277,11 +319,13 @@ def assert_stats_hold(
 
     * every variable of every collection, the parameters included, is the same after
       the call, bit for bit, and none is new or gone;
-    * none is computed anew from the inputs or the parameters, even if that can't be
-      seen at this point (zeros averaged with zeros);
+    * none is computed anew, even if that can't be seen at this point (zeros averaged
+      with zeros); a parameter that is written with the bits that it had is noted;
     * the output does not go through an updated running average: a part of a held
       average added to a statistic of the inputs in the same shape. Nor does its
-      gradient then.
+      gradient then;
+    * it does not go through a statistic of the batch in the place of a held average
+      that it does not use.
 
     A `where` or branch that flags, counters or held state decide counts as it is
     decided. Random state and what is sown are no state here. A module without

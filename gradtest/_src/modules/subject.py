@@ -103,7 +103,7 @@ def read_module(
     unwanted = filters.as_filters("exclude", exclude)
     arguments = Arguments.of(module, method, inputs, apply_kwargs or {})
     first = Call(*arguments.drawn(key), method, rngs, key)
-    with user_code(), _explaining(name):
+    with user_code(), _explaining(name, inputs):
         model = reader(module, first, variables, wanted)
     if not model.entries and differentiated:
         raise ValueError(
@@ -115,7 +115,7 @@ def read_module(
         return subject
     left_out = filters.frozen(model.entries, wanted, unwanted)
     subject = dataclasses.replace(subject, frozen=left_out)
-    _try(subject, loss, key)
+    _try(subject, loss, key, inputs)
     return subject
 
 
@@ -141,14 +141,34 @@ def _reader(module: Any, role: str) -> Callable[..., Model]:
 
 
 @contextlib.contextmanager
-def _explaining(name: str) -> Iterator[None]:
-    """Names the argument where Flax refuses variables or a method."""
+def speaking_of(called: str, by: str) -> Iterator[None]:
+    """Names an argument as its user does, where an error has another name for it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        told = str(error)
+        if type(error) not in (TypeError, ValueError) or called not in told:
+            raise
+        clear = type(error)(told.replace(called, by))
+        clear.__notes__ = getattr(error, "__notes__", [])
+        raise clear from error
+
+
+@contextlib.contextmanager
+def _explaining(name: str, inputs: Sequence[Any]) -> Iterator[None]:
+    """Names the argument where Flax refuses variables, a method or a string."""
     try:
         yield
     except Exception as error:
         clear = linen.explained(error, name)
         if clear is not None:
             raise clear from error
+        for place, value in enumerate(inputs):
+            if isinstance(value, str | bytes):
+                raise TypeError(
+                    f"`inputs` must be what {name} can be called with, arrays as a "
+                    f"rule; it fails with {value!r} as number {place}: {error}"
+                ) from error
         raise
 
 
@@ -213,7 +233,12 @@ def _subject(
     )
 
 
-def _try(subject: Subject, loss: Callable[[Any], Any] | None, key: Any) -> None:
+def _try(
+    subject: Subject,
+    loss: Callable[[Any], Any] | None,
+    key: Any,
+    given: Sequence[Any],
+) -> None:
     """Traces the module once, for errors that name what is amiss.
 
     Raises:
@@ -234,7 +259,7 @@ def _try(subject: Subject, loss: Callable[[Any], Any] | None, key: Any) -> None:
         results.append(_described(output))
 
     try:
-        with user_code(), _explaining(subject.name):
+        with user_code(), _explaining(subject.name, given):
             jax.eval_shape(traced, point.moving, point.held)
     except NameError as error:
         if "axis name" not in str(error):

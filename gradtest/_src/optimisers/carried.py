@@ -6,20 +6,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src.findings import Cause
-from gradtest._src.lifting import widen
+from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.optimisers.training import (
     Trajectory,
     increments,
     is_counter,
     shift_counter,
 )
+from gradtest._src.optimisers.trees import paths
 from gradtest._src.optimisers.wrong import USUAL_DECAYS, Wrong, agrees
 
 _MOST_COUNTERS = 4
 _MOST_NUMBERS = 48
+# Leaves of states that count what seldom comes.
+_MAY_REST = ("finite", "skip", "gradient_step", "inner")
 
 
 def fresh_state(wrong: Wrong) -> Iterator[Cause]:
@@ -35,7 +39,20 @@ def fresh_state(wrong: Wrong) -> Iterator[Cause]:
         ("fresh", k),
         lambda: wrong.ask("true", params, wrong.run.grads[k:] + wrong.run.grads[:k]),
     )
-    if agrees(wrong.claimed[k][i], again[0][i]):
+    if not agrees(wrong.claimed[k][i], again[0][i], wrong.fit):
+        return
+    if not again[0][i].any():
+        return  # a reference that waits, as an accumulation does
+    if wrong.remember("moves", lambda: _moves_state(wrong)):
+        yield Cause(
+            "count behind",
+            f"step {k + 1} is what the reference does as its very first step, though "
+            "the state is returned and moves: a count or a schedule is behind",
+            "look at what step the schedule is asked for: at an offset, a delay or a "
+            "division of the count",
+            0.895,
+        )
+    else:
         yield Cause(
             "state not carried",
             f"step {k + 1} is what the reference does as its very first step",
@@ -43,6 +60,53 @@ def fresh_state(wrong: Wrong) -> Iterator[Cause]:
             "what it holds",
             0.97,
         )
+
+
+def _moves_state(wrong: Wrong) -> bool:
+    """Whether steps change the state: its moments, or all of it where it has none."""
+    kept = _kept(wrong).values()
+    moments = [leaf for leaf in kept if is_inexact(leaf[0].dtype) and leaf[0].ndim]
+    return any(
+        not np.array_equal(first, later)
+        for first, *others in moments or kept
+        for later in others
+    )
+
+
+def _kept(wrong: Wrong) -> dict[str, list[np.ndarray]]:
+    """Returns each leaf of the state, at first and after each step."""
+    states = [paths(state, "state") for state in wrong.both.states(wrong.run.grads)]
+    return {
+        name: [np.asarray(state[name]) for state in states]
+        for name, leaf in states[0].items()
+        if not jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    }
+
+
+def stuck(wrong: Wrong) -> Iterator[Cause]:
+    """A moment or a counter that begins at zero and stays there."""
+    if not wrong.step:
+        return
+    names = wrong.remember("stuck", lambda: _stuck(wrong))
+    if not names:
+        return
+    more = f" (and {len(names) - 1} more)" if names[1:] else ""
+    yield Cause(
+        "state not moved",
+        f"{names[0]}{more} is zero at first and after every step",
+        "return what the step makes of it in the new state, not what came in",
+        0.895,
+    )
+
+
+def _stuck(wrong: Wrong) -> list[str]:
+    return [
+        name
+        for name, leaf in _kept(wrong).items()
+        if leaf[0].size
+        and not any(each.any() for each in leaf)
+        and not any(word in name for word in _MAY_REST)
+    ]
 
 
 def _before(wrong: Wrong) -> list[np.ndarray]:
@@ -59,7 +123,8 @@ def counters(wrong: Wrong) -> Iterator[Cause]:
     for (name, by), moved in wrong.remember("counters", lambda: _shifts(wrong)).items():
         steps = range(len(wrong.true))
         alike = [
-            agrees(moved[k][wrong.place], wrong.true[k][wrong.place]) for k in steps
+            agrees(moved[k][wrong.place], wrong.true[k][wrong.place], wrong.fit)
+            for k in steps
         ]
         if not all(alike):
             continue
@@ -111,7 +176,7 @@ def other_numbers(wrong: Wrong) -> Iterator[Cause]:
     for (old, new), moved in wrong.remember("numbers", lambda: _renumbered(wrong)):
         steps = range(len(wrong.true))
         i = wrong.place
-        if all(agrees(moved[k][i], wrong.true[k][i]) for k in steps):
+        if all(agrees(moved[k][i], wrong.true[k][i], wrong.fit) for k in steps):
             yield Cause(
                 "another constant",
                 f"with {new:.6g} in place of {old:.6g} it is the reference",

@@ -6,7 +6,7 @@ import dataclasses
 
 from gradtest._src.diagnosis.table import ranked
 from gradtest._src.findings import Cause
-from gradtest._src.optimisers import carried, factors, terms
+from gradtest._src.optimisers import carried, factors, sizes, terms
 from gradtest._src.optimisers.wrong import Wrong
 
 # The first that is sure ends the search; what needs another program comes later.
@@ -17,10 +17,18 @@ _LOOKS = (
     carried.fresh_state,
     terms.at_another_size,
     carried.counters,
+    sizes.by_size,
     factors.one_factor,
     carried.other_numbers,
+    carried.stuck,
     terms.added_terms,
     terms.as_any_gradient,
+)
+
+
+# Where one of these is found, a factor of a single step tells no more.
+_FACTORS = frozenset(
+    ["threshold", "factor by size", "factor by step", "constant factor"]
 )
 
 
@@ -28,6 +36,8 @@ def causes_of(wrong: Wrong) -> tuple[Cause, ...]:
     """Returns the causes that fit, the likeliest first; at least one."""
     found: list[Cause] = []
     for look in _LOOKS:
+        if look is terms.as_any_gradient and _FACTORS & {c.name for c in found}:
+            continue
         try:
             found += look(wrong)
         except Exception:  # a diagnosis must never hide the failure that it explains

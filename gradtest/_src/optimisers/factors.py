@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gradtest._src.findings import Cause
+from gradtest._src.optimisers import sizes
 from gradtest._src.optimisers.wrong import (
     FIT,
     USUAL_DECAYS,
@@ -14,6 +15,9 @@ from gradtest._src.optimisers.wrong import (
     decays_of,
     ratio_of,
 )
+
+# No moment's decay, in a factor that it makes, is below this.
+_LEAST_DECAY = 0.7
 
 
 def bias_correction(wrong: Wrong) -> Iterator[Cause]:
@@ -76,14 +80,17 @@ def one_factor(wrong: Wrong) -> Iterator[Cause]:
     pairs = zip(wrong.claimed[k:], wrong.true[k:], strict=True)
     by_step = [ratio_of(c[i], t[i], 1e-4) for c, t in pairs]
     per_leaf = _per_leaf(wrong)
-    if per_leaf:
-        yield Cause("factor by leaf", f"{says}; {per_leaf}",
+    if per_leaf and sizes.varies(wrong):
+        yield Cause("factor by leaf",
+                    f"{says} of this step, {per_leaf}; with smaller gradients other",
                     "take one norm over all leaves (optax.global_norm), or by leaf, as "
                     "the reference does", 0.9)  # fmt: skip
         return
-    if wrong.is_elsewhere and wrong.run.scale > 1:
-        return  # a threshold, see `terms.at_another_size`
-    if k or any(r is not None and abs(r / ratio - 1) > 1e-4 for r in by_step):
+    if wrong.is_elsewhere and (wrong.run.scale > 1 or wrong.true[k][i].size < 2):
+        return  # a threshold or an epsilon, see `terms.at_another_size`
+    if sizes.varies(wrong):
+        return  # see `sizes.by_size`
+    if any(r is not None and abs(r / ratio - 1) > 1e-4 for r in by_step):
         numbers = ", ".join("?" if r is None else f"{r:.4g}" for r in by_step)
         yield Cause(
             "factor by step",
@@ -100,13 +107,17 @@ def one_factor(wrong: Wrong) -> Iterator[Cause]:
             "params", 0.99,
         )  # fmt: skip
         return
-    decays = dict.fromkeys([*decays_of(wrong), *USUAL_DECAYS])
-    for made, reason, remedy in _made_of(list(decays)):
-        if abs(abs(ratio) / made - 1) < FIT:
-            yield Cause("constant factor", f"{says}: {reason}", remedy, 0.96)
+    decays = [d for d in [*decays_of(wrong), *USUAL_DECAYS] if d > _LEAST_DECAY]
+    for made, reason, remedy in _made_of(list(dict.fromkeys(decays))):
+        if not per_leaf and abs(abs(ratio) / made - 1) < FIT:
+            likelihood = 0.89 if k else 0.96
+            yield Cause("constant factor", f"{says}: {reason}", remedy, likelihood)
             return
     remedy = "look at the learning rate, and for a mean where a sum is"
-    yield Cause("constant factor", says, remedy, 0.9)
+    if per_leaf:
+        says += f", {per_leaf}"
+        remedy = "look at the rates, labels and masks of these leaves"
+    yield Cause("constant factor", says, remedy, 0.89 if k else 0.9)
 
 
 def _made_of(decays: Sequence[float]) -> Iterator[tuple[float, str, str]]:

@@ -18,10 +18,10 @@ from gradtest._src.job import agreement as processes
 from gradtest._src.keywords import Inconclusive, Keywords, settled
 from gradtest._src.lifting import is_inexact
 from gradtest._src.optimisers import trees
+from gradtest._src.optimisers.arguments import require_steps
 from gradtest._src.optimisers.frozen import Frozen, read_frozen
 from gradtest._src.optimisers.training import ExtraArgs, Optimiser
 from gradtest._src.optimisers.trees import Start, Values, read_start
-from gradtest._src.optimisers.updates import require_steps
 from gradtest._src.options import Options
 
 PyTree = Any

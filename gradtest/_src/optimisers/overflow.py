@@ -14,8 +14,7 @@ from gradtest._src import execution, seeding
 from gradtest._src.findings import Cause, Entry, Finding, Gap, Report, Verdict, worst
 from gradtest._src.job import agreement as processes
 from gradtest._src.keywords import Inconclusive, Keywords, settled
-from gradtest._src.lifting import is_inexact
-from gradtest._src.optimisers import trees
+from gradtest._src.optimisers import bits, trees
 from gradtest._src.optimisers.training import ExtraArgs, Optimiser
 from gradtest._src.optimisers.trees import Start, Values, read_start
 from gradtest._src.options import Options
@@ -90,7 +89,9 @@ def assert_overflow_skipped(
     """
     name, chosen = "assert_overflow_skipped", Keywords.of(locals())
     if isinstance(changes, str):
-        changes = (changes,)
+        raise TypeError(
+            f"`changes` must be names, as in changes=({changes!r},), got {changes!r}."
+        )
     step, first = _read_step(tx_or_step, init, extra_args)
     subject = trees.describe(tx_or_step)
     if subject == "tx" and not hasattr(tx_or_step, "update"):
@@ -120,6 +121,11 @@ def _read_step(
         raise TypeError(
             "`tx_or_step` must be an optax.GradientTransformation or a function "
             f"step(params, state, grads), got {tx_or_step!r}."
+        )
+    if init is None:
+        raise ValueError(
+            "`init` must be given for a step: its first state, or a function of the "
+            "params that returns it; init=() where it has none."
         )
     if extra_args is not None:
         raise ValueError("`extra_args` are for a transformation, not for a step.")
@@ -200,12 +206,13 @@ class OverflowCheck:
             0
         ].grads
         begin = _At(params, self._init(params))
+        self._require_known(begin.state)
         later = self._take(self._take(begin, drawn[0]), drawn[1])
-        idle = _same_leaves(begin.params, later.params)
+        idle = bits.unmoved(begin.params, later.params)
         moved = later
         for _ in range(_MOST_STEPS if idle else 0):  # an accumulation takes its time
             moved = self._take(moved, drawn[1])
-            idle = _same_leaves(begin.params, moved.params)
+            idle = bits.unmoved(begin.params, moved.params)
             if not idle:
                 break
         if idle:
@@ -227,6 +234,19 @@ class OverflowCheck:
                 leaf.name, leaf.shape, jnp.dtype(leaf.dtype).name, Verdict.PASS,
                 Gap.AGREEMENT, judged_by="reference", check="skipped",
             )  # fmt: skip
+
+    def _require_known(self, state: PyTree) -> None:
+        """Raises ValueError where `changes` names nothing in the state."""
+        leaves = list(trees.paths(state, "state"))
+        for change in self._changes:
+            if not any(
+                change == leaf or change in bits.keys_of(leaf) for leaf in leaves
+            ):
+                told = ", ".join(leaves) or "none"
+                raise ValueError(
+                    f"`changes` names {change!r}, which is no leaf, field or key of "
+                    f"the state: there are {told}."
+                )
 
     def _take(self, at: _At, grads: Values) -> _At:
         built = self._start.grads.build([jnp.asarray(g) for g in grads])
@@ -255,34 +275,33 @@ class OverflowCheck:
         """Returns what one overflow leaves behind, if anything."""
         after = self._take(at, overflow.grads)
         what = f"with {overflow.says}, at {when}"
-        for name, old, new in _pairs(at.params, after.params, "params"):
-            if not _same(old, new):
+        for name, old, new in bits.pairs_of(at.params, after.params, "params"):
+            if not bits.is_same(old, new):
                 return self._traced_in(name, old, new, what, is_state=False)
         pairs = [
             pair
-            for pair in _pairs(at.state, after.state, "state")
-            if not _same(pair[1], pair[2])
+            for pair in bits.pairs_of(at.state, after.state, "state")
+            if not bits.is_same(pair[1], pair[2])
         ]
         # What took in a NaN comes first: it says more than a counter.
-        for name, old, new in sorted(pairs, key=lambda pair: _is_sound(pair[2])):
+        for name, old, new in sorted(pairs, key=lambda pair: bits.is_sound(pair[2])):
             if not self._may_change(name):
                 return self._traced_in(name, old, new, what, is_state=True)
             self._changed.setdefault(name)
         return self._next_step(at, after, good, what)
 
     def _may_change(self, name: str) -> bool:
-        keys = name.replace("]", "").replace("'", "").replace("[", ".").split(".")
         named = {*self._changes, *_OPTAX_COUNTS}
-        return name in named or bool(named.intersection(keys))
+        return name in named or bool(named.intersection(bits.keys_of(name)))
 
     def _traced_in(
         self, name: str, old: Any, new: Any, what: str, *, is_state: bool
     ) -> Finding:
-        was, now = _words(old), _words(new)
-        bad = not _is_sound(new)
+        was, now = bits.words_of(old), bits.words_of(new)
+        bad = not bits.is_sound(new)
         if is_state and bad:
             return self._fails(
-                name, _where(was, now), "state poisoned",
+                name, bits.first_difference(was, now), "state poisoned",
                 f"{what}, the state takes the NaN or inf in, though the step is "
                 "skipped",
                 "choose the old state too, leaf by leaf with jnp.where (NaN * 0 is "
@@ -290,14 +309,14 @@ class OverflowCheck:
             )  # fmt: skip
         if is_state:
             return self._fails(
-                name, _where(was, now), "state changed",
+                name, bits.first_difference(was, now), "state changed",
                 f"{what}, the state changes, though the step is skipped",
                 "choose the old state too; where it counts or scales on purpose, name "
                 "it in `changes`",
             )  # fmt: skip
         whole = "NaN or inf gets into the params" if bad else "the params move"
         return self._fails(
-            name, _where(was, now), "not skipped", f"{what}, {whole}",
+            name, bits.first_difference(was, now), "not skipped", f"{what}, {whole}",
             "look whether all leaves are checked for NaN and inf, before anything else "
             "is done with them, and whether jnp.where chooses, not a product",
         )  # fmt: skip
@@ -316,20 +335,21 @@ class OverflowCheck:
                 for i, g in enumerate(good)
             ]
             found = self._take(after, scaled)
-            pairs = _pairs(wanted.params, found.params, "params")
+            pairs = bits.pairs_of(wanted.params, found.params, "params")
             pairs += [
                 pair
-                for pair in _pairs(wanted.state, found.state, "state")
+                for pair in bits.pairs_of(wanted.state, found.state, "state")
                 if not self._may_change(pair[0])
             ]
-            wrong = [pair for pair in pairs if not _same(pair[1], pair[2])]
+            wrong = [pair for pair in pairs if not bits.is_same(pair[1], pair[2])]
             if not wrong:
                 return None
             differing = differing or wrong[0]
         assert differing is not None
         name, old, new = differing
         return self._fails(
-            name, _where(np.asarray(old), np.asarray(new)), "next step differs",
+            name, bits.first_difference(np.asarray(old), np.asarray(new)),
+            "next step differs",
             f"{what}, the good step that follows is another than without it",
             "look what a skipped step leaves behind: a counter, a schedule, an "
             "accumulator; where it is a loss scale, name it in `changes`",
@@ -338,8 +358,12 @@ class OverflowCheck:
     def _rescalings(self, before: PyTree, after: PyTree) -> list[float]:
         """Returns by what the next gradients may be scaled: changes of a loss scale."""
         ratios = [1.0]
-        for name, old, new in _pairs(before, after, "state"):
-            if self._may_change(name) and np.shape(old) == () and not _same(old, new):
+        for name, old, new in bits.pairs_of(before, after, "state"):
+            if (
+                self._may_change(name)
+                and np.shape(old) == ()
+                and not bits.is_same(old, new)
+            ):
                 was, now = float(np.asarray(old)), float(np.asarray(new))
                 if was and now and np.isfinite(now):
                     ratios.append(now / was)
@@ -352,57 +376,3 @@ class OverflowCheck:
             name, (), "", Verdict.FAIL, Gap.FORMULA, judged_by="reference",
             size=np.inf, entry=entry, cause=Cause(cause, says, remedy), check="skipped",
         )  # fmt: skip
-
-
-def _pairs(one: PyTree, other: PyTree, name: str) -> list[tuple[str, Any, Any]]:
-    """Returns the leaves of two trees side by side, by name."""
-    before, after = trees.paths(one, name), trees.paths(other, name)
-    if before.keys() != after.keys():
-        missing = sorted(before.keys() ^ after.keys())
-        raise TypeError(
-            f"`tx_or_step` must return a {name} like the one it takes: {missing[0]} is "
-            "in one of them alone."
-        )
-    return [(path, leaf, after[path]) for path, leaf in before.items()]
-
-
-def _same_leaves(one: PyTree, other: PyTree) -> str:
-    """Returns the first leaf's name where all leaves are the same; else ""."""
-    pairs = _pairs(one, other, "params")
-    return pairs[0][0] if all(_same(old, new) for _, old, new in pairs) else ""
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two leaves are the same bit for bit."""
-    one, other = _words(one), _words(other)
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return one.tobytes() == other.tobytes()
-
-
-def _words(leaf: Any) -> np.ndarray:
-    if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(jnp.asarray(leaf))
-
-
-def _is_sound(leaf: Any) -> bool:
-    """Whether a leaf has no NaN and no infinite entry."""
-    if not is_inexact(getattr(leaf, "dtype", None)):
-        return True
-    return bool(np.isfinite(_words(leaf).astype(np.complex128)).all())
-
-
-def _where(old: np.ndarray, new: np.ndarray) -> Entry | None:
-    """Returns the first entry that differs."""
-    if old.shape != new.shape:
-        return None
-    wrong = np.atleast_1d((old != new) & ~((old != old) & (new != new)))
-    if not wrong.any():
-        return None
-    index = tuple(int(n) for n in np.argwhere(wrong)[0])[: old.ndim]
-    return Entry(index, _number(new[index]), _number(old[index]))
-
-
-def _number(value: Any) -> complex:
-    return complex(value) if np.iscomplexobj(value) else float(value)

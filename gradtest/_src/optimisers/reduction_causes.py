@@ -270,3 +270,27 @@ def _not_told(told: Told) -> Cause:
         "to see each other, hand their formula over as per_example=",
         0.7,
     )
+
+
+def one_example(count: int, reduction: str) -> Cause:
+    """Says that one example that counts tells nothing of a reduction."""
+    of = "there is one example" if count == 1 else "the mask keeps one example"
+    return Cause(
+        "one example",
+        f"{of} alone: its mean, its sum and its own loss are the same number, so "
+        f"reduction={reduction!r} can't be told from another",
+        "hand over at least two examples that count, of other losses",
+    )
+
+
+def not_finite_alone(by: str) -> Cause:
+    """Says that it is one example's loss that is not finite, not that of all."""
+    return Cause(
+        "one example not finite",
+        f"the loss of all examples is finite, but {by} of one example alone is NaN or "
+        "infinite: it depends on other examples, as by a batch's standard deviation, "
+        "or leaves some out",
+        "if examples are meant to see each other, hand over the loss of example i as "
+        "per_example=lambda i, *args: ...; if not, look for a slice that drops rows, "
+        "or a mean over nothing",
+    )

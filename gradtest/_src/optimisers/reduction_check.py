@@ -19,6 +19,7 @@ from gradtest._src.findings import Cause, Finding, Gap, Report, Verdict, worst
 from gradtest._src.implementations import AgreementCheck
 from gradtest._src.inputs import read_inputs
 from gradtest._src.keywords import Reporter
+from gradtest._src.optimisers import reduction_causes
 from gradtest._src.optimisers.examples_of import Examples, Reduction
 from gradtest._src.optimisers.mask_probes import MaskProbes
 from gradtest._src.optimisers.reduction_causes import Told, explain_reduction
@@ -137,13 +138,7 @@ class ReductionCheck(AgreementCheck):
         kept, count = int(self.examples.kept().sum()), self.examples.count
         if kept > 1 or (self.chosen.reduction == "none" and count > 1):
             return None
-        of = "there is one example" if count == 1 else "the mask keeps one example"
-        return Cause(
-            "one example",
-            f"{of} alone: its mean, its sum and its own loss are the same number, so "
-            f"reduction={self.chosen.reduction!r} can't be told from another",
-            "hand over at least two examples that count, of other losses",
-        )
+        return reduction_causes.one_example(count, self.chosen.reduction)
 
     def _told_of_one(self, case: Case, found: list[Finding]) -> list[Finding]:
         """Says whose value is not finite: that of one example, not the loss's."""
@@ -152,15 +147,7 @@ class ReductionCheck(AgreementCheck):
         if not whole or all(np.isfinite(v).all() for v in case.readings.values):
             return found
         by = "`per_example`" if self.chosen.per_example else "the loss"
-        cause = Cause(
-            "one example not finite",
-            f"the loss of all examples is finite, but {by} of one example alone is NaN "
-            "or infinite: it depends on other examples, as by a batch's standard "
-            "deviation, or leaves some out",
-            "if examples are meant to see each other, hand over the loss of example i "
-            "as per_example=lambda i, *args: ...; if not, look for a slice that drops "
-            "rows, or a mean over nothing",
-        )
+        cause = reduction_causes.not_finite_alone(by)
         return [
             dataclasses.replace(finding, cause=cause, other_causes=())
             if finding.verdict is Verdict.INCONCLUSIVE
@@ -393,12 +380,20 @@ def _mask_name(loss: Callable[..., Any], chosen: Reduction) -> str:
     """Returns the keyword that the loss takes its mask by; empty without a mask."""
     if chosen.where is None:
         return ""
-    if chosen.where_name is not None:
-        return chosen.where_name
+    name = chosen.where_name
     try:
-        names = list(inspect.signature(loss).parameters)
+        signature = inspect.signature(loss)
     except (TypeError, ValueError):
-        names = ["where"]
+        return name or _MASK_NAMES[0]
+    names = list(signature.parameters)
+    if name is not None:
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        if name not in names and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise ValueError(
+                f"`where_name` must name an argument of the loss, one of {names}, got "
+                f"{name!r}."
+            )
+        return name
     for name in _MASK_NAMES:
         if name in names:
             return name

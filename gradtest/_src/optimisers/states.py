@@ -17,6 +17,8 @@ from gradtest._src.optimisers.trees import PyTree, Start, Values, paths
 
 # Two ways to run one program may round apart; hidden state shows far above this.
 _LOOSE = 1 / 8
+_HIDDEN = "something is kept between calls outside of the state"
+_KEEP = "keep counters, keys, moments and buffers in the state that `update` returns"
 
 
 class Contract:
@@ -36,12 +38,26 @@ class Contract:
 
     def findings(self) -> list[Finding]:
         """Returns what breaks the contract: nothing, or the first finding."""
+        finds = (self._untouched, self._pure, self._kept_state, self._jitted)
         with execution.working_precision():
-            for find in (self._kept_state, self._untouched, self._pure, self._jitted):
-                found = list(find())
+            # The very first calls, and before anything is traced: what Python keeps
+            # between calls shows here, and would keep tracers later.
+            self._first, self._second = self._attempt(), self._attempt()
+            for find in finds:
+                try:
+                    found = list(find())
+                except jax.errors.UnexpectedTracerError as error:
+                    found = [_raises_under_jit(error)]
                 if found:
                     return found
         return []
+
+    def _attempt(self) -> list[Values] | None:
+        """Runs eagerly; None where it raises, which is told of later."""
+        try:
+            return self._run(self._optimiser.step)
+        except Exception:
+            return None
 
     def _build(self, step: int) -> tuple[PyTree, PyTree]:
         params = self._start.params.build(self._params)
@@ -70,6 +86,19 @@ class Contract:
                 f"the params are {wanted}",
                 "return one update for each of the params",
             )  # fmt: skip
+            return
+        wide = paths(params, "params")
+        for (name, update), param in zip(
+            paths(updates, "updates").items(), wide.values(), strict=True
+        ):
+            if not _broadcasts(update.shape, np.shape(param)):
+                yield _broken(
+                    name, "other shape",
+                    f"`update` returns it as {_kind(update)}, the param is "
+                    f"{param.dtype}{list(param.shape)}",
+                    "return updates of the params' shapes",
+                )  # fmt: skip
+                return
 
     def _untouched(self) -> Iterator[Finding]:
         """Finds arguments that `update` changes in place."""
@@ -92,19 +121,16 @@ class Contract:
 
     def _pure(self) -> Iterator[Finding]:
         """Finds Python state: a second run with equal arguments that differs."""
-        first, second = self._run(self._optimiser.step), self._run(self._optimiser.step)
-        for k, (one, other) in enumerate(zip(first, second, strict=True)):
+        if self._first is None or self._second is None:
+            return
+        for k, (one, other) in enumerate(zip(self._first, self._second, strict=True)):
             for i, (a, b) in enumerate(zip(one, other, strict=True)):
                 if not _same(a, b):
                     yield self._departs(
                         i, k, "not pure",
-                        "two runs with equal arguments differ: something is kept "
-                        "between calls outside of the state",
-                        "keep counters, keys and buffers in the state that `update` "
-                        "returns",
+                        f"two runs with equal arguments differ: {_HIDDEN}", _KEEP,
                     )  # fmt: skip
                     return
-        self._eager = first
 
     def _jitted(self) -> Iterator[Finding]:
         """Finds an update that does something else where it is compiled."""
@@ -114,7 +140,8 @@ class Contract:
             yield _raises_under_jit(error)
             return
         self.worked = [execution.to_host(step) for step in compiled]
-        differing = self._differing(compiled, self._eager)
+        eager = self._second or self._run(self._optimiser.step)
+        differing = self._differing(compiled, eager)
         if differing is None or self._agree_in_float64():
             return
         k, i = differing
@@ -228,7 +255,20 @@ def _state_changes(name: str, says: str) -> Finding:
     )  # fmt: skip
 
 
+def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        return False
+
+
 def _raises_under_jit(error: Exception) -> Finding:
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return _broken(
+            "updates", "not pure",
+            f"a traced value outlives the call of `update` that made it: {_HIDDEN}",
+            _KEEP,
+        )  # fmt: skip
     line = (str(error).strip().splitlines() or [""])[0]
     return _broken(
         "updates", "raises under jit",

@@ -13,7 +13,7 @@ from gradtest._src.findings import Cause
 from gradtest._src.lifting import widen
 from gradtest._src.optimisers import epsilons
 from gradtest._src.optimisers.training import Trajectory
-from gradtest._src.optimisers.wrong import Wrong, agrees, ratio_of
+from gradtest._src.optimisers.wrong import FIT, Wrong, agrees, ratio_of
 
 
 def weight_decay(wrong: Wrong) -> Iterator[Cause]:
@@ -22,12 +22,16 @@ def weight_decay(wrong: Wrong) -> Iterator[Cause]:
         return
     i = wrong.place
     claimed, true = wrong.remember("no params", lambda: _without_params(wrong))
-    if not agrees(claimed[0][i], true[0][i]):
+    if not agrees(claimed[0][i], true[0][i], wrong.fit):
         return
     param = wrong.param()
     theirs = wrong.true[0][i] - true[0][i]
     own = wrong.claimed[0][i] - claimed[0][i]
     wanted, has = ratio_of(theirs, param, 1e-3), ratio_of(own, param, 1e-3)
+    taken = _convention(wanted, has)
+    if taken is not None:
+        yield taken
+        return
     if not _counts(wrong.claimed, claimed, i):
         says = "at params of zero the two agree, and it does not depend on them"
         says += (
@@ -58,6 +62,27 @@ def weight_decay(wrong: Wrong) -> Iterator[Cause]:
             "(L2), as the reference does",
             0.92,
         )
+
+
+def _convention(wanted: float | None, has: float | None) -> Cause | None:
+    """Returns what it means where the params themselves are added or taken away."""
+    if wanted is not None and abs(wanted + 1) < FIT:
+        return Cause(
+            "reference returns updates",
+            "the reference moves by minus the params, beside the step: it returns "
+            "updates, it seems, where the params after the steps are wanted",
+            "return the params after all steps from `reference`: params + updates",
+            0.98,
+        )
+    if has is not None and abs(has - 1) < FIT:
+        return Cause(
+            "returns new params",
+            "it adds the params themselves, beside the step: it returns new params, it "
+            "seems, where updates are wanted",
+            "return updates from `tx.update`: optax adds them to the params",
+            0.98,
+        )
+    return None
 
 
 def _without_params(wrong: Wrong) -> tuple[Trajectory, Trajectory]:
@@ -103,11 +128,34 @@ def added_terms(wrong: Wrong) -> Iterator[Cause]:
 
 
 def none_at_all(wrong: Wrong) -> Iterator[Cause]:
-    claimed, true = (
-        wrong.claimed[wrong.step][wrong.place],
-        wrong.true[wrong.step][wrong.place],
-    )
-    if not claimed.any() and true.any():
+    """One of the two does not move the leaf."""
+    k, i = wrong.step, wrong.place
+    claimed, true = wrong.claimed[k][i], wrong.true[k][i]
+    if (
+        k
+        and len(wrong.true) > 2
+        and not any(leaf.any() for step in wrong.true[1:] for leaf in step)
+    ):
+        yield Cause(
+            "reference takes one step",
+            "the reference returns the same params after two gradients and more as "
+            "after the first one",
+            "take a step of `reference` for each gradient of the list, not for the "
+            "first alone", 0.98,
+        )  # fmt: skip
+        return
+    if (
+        not claimed.any()
+        and true.any()
+        and any(step[i].any() for step in wrong.claimed[k + 1 :])
+    ):
+        yield Cause(
+            "no update yet",
+            "it does not move the leaf in this step, but in a later one; the "
+            "reference moves it",
+            "look for a schedule, a moment or an accumulation that lags behind", 0.895,
+        )  # fmt: skip
+    elif not claimed.any() and true.any():
         yield Cause(
             "no update", "it does not move the leaf, the reference does",
             "look for a mask, a label or a set_to_zero that takes this leaf", 0.97,
@@ -122,7 +170,9 @@ def none_at_all(wrong: Wrong) -> Iterator[Cause]:
 def at_another_size(wrong: Wrong) -> Iterator[Cause]:
     """What shows only at small gradients is an epsilon, at large ones a threshold."""
     k, i = wrong.step, wrong.place
-    found = epsilons.cause(wrong.claimed[0][i], wrong.true[0][i], wrong.gradient(0))
+    found = epsilons.cause(
+        wrong.claimed[0][i], wrong.true[0][i], wrong.gradient(0), wrong.usual_size()
+    )
     if not wrong.is_elsewhere or wrong.run.scale == 1:
         if found.likelihood > 0.9 and not k:
             yield found

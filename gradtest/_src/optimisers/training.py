@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.optimisers.lifted import Lifted
 from gradtest._src.optimisers.trees import PyTree, Start, Values
 
+_KEYWORD = re.compile(
+    r"update\w*\(\) (missing \d+ required keyword-only|got an unexpected keyword)"
+)
 ExtraArgs = Mapping[str, Any] | Callable[[PyTree], Mapping[str, Any]] | None
 
 
@@ -48,6 +52,19 @@ class Optimiser:
         """Returns the updates and the next state."""
         extra = self.extra_args
         extra = extra(params) if callable(extra) else extra
+        try:
+            return self._updated(grads, state, params, extra)
+        except TypeError as error:
+            if not _KEYWORD.search(str(error)):
+                raise
+            raise TypeError(
+                "`extra_args` must be the keyword arguments that `tx.update` takes, "
+                f"got {sorted(extra or ())}: {error}."
+            ) from error
+
+    def _updated(
+        self, grads: PyTree, state: PyTree, params: PyTree, extra: Any
+    ) -> tuple[Any, Any]:
         if not extra:
             return self.tx.update(grads, state, params)
         if isinstance(self.tx, optax.GradientTransformation):
@@ -136,6 +153,18 @@ class Both:
         """Returns where the transformation goes from a state that was changed."""
         values = [*params, *_flat(grads)]
         return self._by_step(Lifted(self._unrolled(shift), values)(values))
+
+    def states(self, grads: Sequence[Values]) -> list[PyTree]:
+        """Returns the first state, and the one after each step."""
+        with execution.working_precision():
+            values = [jnp.asarray(value) for value in self.start.params.values]
+            params = self.start.params.build(values)
+            found = [self._optimiser.init(params)]
+            for each in grads:
+                given = self.start.grads.build([jnp.asarray(g) for g in each])
+                params, state = self._optimiser.step(params, found[-1], given)
+                found.append(state)
+        return found
 
     def _by_step(self, values: Values) -> Trajectory:
         count = len(self.start.checked)

@@ -141,6 +141,20 @@ def _require_floats(params: PyTree, grads: PyTree) -> None:
     for name, tree in (("params", params), ("grads", grads)):
         if not jax.tree_util.tree_leaves(tree):
             raise ValueError(f"`{name}` must hold arrays, got an empty tree: {tree!r}.")
+    leaves = jax.tree_util.tree_leaves(params)
+    if all(_is_whole(leaf) for leaf in leaves):
+        told = ", ".join(f"{jnp.result_type(x)}{list(np.shape(x))}" for x in leaves[:4])
+        raise ValueError(
+            f"`params` must hold at least one float or complex array, got {told}."
+        )
+
+
+def _is_whole(leaf: Any) -> bool:
+    """Whether a leaf is an array, or number, of integers or booleans."""
+    if isinstance(leaf, int):
+        return True
+    whole = isinstance(leaf, np.ndarray | np.generic | jax.Array)
+    return whole and not is_inexact(leaf.dtype)
 
 
 def _trees(inputs: Inputs, key: Any) -> list[Tree]:

@@ -15,7 +15,7 @@ from gradtest._src.findings import Cause, Entry, Finding, Gap, Report, Verdict, 
 from gradtest._src.gaps import LeafGap, leaf_gap
 from gradtest._src.job import agreement as processes
 from gradtest._src.keywords import Inconclusive, Keywords, require_callable, settled
-from gradtest._src.optimisers import trees
+from gradtest._src.optimisers import arguments, trees
 from gradtest._src.optimisers.causes import causes_of
 from gradtest._src.optimisers.roundings import judge_rounding
 from gradtest._src.optimisers.states import Contract
@@ -36,6 +36,8 @@ _LOST = 64 * float(np.finfo(np.float64).eps)
 _FLOAT32 = 4 * float(np.finfo(np.float32).eps)
 # Of how many wrong leaves the cause is looked for.
 _MOST_EXPLAINED = 8
+# A leaf of fewer entries fits any factor; and what is sure beside it.
+_TELLING, _SURE = 3, 0.93
 # A gap that constants of half precision may explain is no larger.
 _MOST_ROUNDED = 1 / 16
 _ROUNDED_NOTE = "no farther off than its constants are rounded in their narrow dtype"
@@ -117,8 +119,9 @@ def assert_update_matches(
     name, chosen = "assert_update_matches", Keywords.of(locals())
     trees.require_transformation(tx)
     require_callable("reference", reference)
-    require_steps(steps)
-    _require_scales(scales)
+    arguments.require_reference(reference)
+    arguments.require_steps(steps)
+    arguments.require_scales(scales)
     optimiser = Optimiser(tx, extra_args)
 
     def make_check(options: Options) -> UpdateCheck:
@@ -127,21 +130,6 @@ def assert_update_matches(
         )
 
     return settled(name, trees.named(trees.describe(tx)), chosen, make_check)
-
-
-def require_steps(steps: Any) -> None:
-    """Raises ValueError where a number of steps is none."""
-    if type(steps) is not int or steps < 1:
-        raise ValueError(f"`steps` must be an integer >= 1, got {steps!r}.")
-
-
-def _require_scales(scales: Any) -> None:
-    try:
-        sound = all(0 < float(scale) < np.inf for scale in scales) and len(scales)
-    except TypeError:
-        sound = False
-    if not sound:
-        raise ValueError(f"`scales` must be positive numbers, got {scales!r}.")
 
 
 class UpdateCheck:
@@ -235,6 +223,7 @@ class UpdateCheck:
         wrong = [i for i, f in found.items() if f.cause is _UNNAMED]
         wrong.sort(key=lambda i: (judged[0].wrong_step(i) is None, -found[i].strain))
         known: dict[Any, Any] = {}
+        told: list[_Explained] = []
         for i in wrong[:_MOST_EXPLAINED]:
             first = next(each for each in judged if each.wrong_step(i) is not None)
             step = first.wrong_step(i)
@@ -250,6 +239,34 @@ class UpdateCheck:
             found[i] = dataclasses.replace(
                 finding, cause=causes[0], other_causes=tuple(causes[1:])
             )
+            told.append(_Explained(i, first.run.scale, causes))
+        self._explain_small(found, told)
+
+    def _explain_small(self, found: dict[int, Finding], told: list[_Explained]) -> None:
+        """Gives leaves of few entries, which tell little, a larger leaf's cause."""
+        sizes = [int(np.prod(leaf.shape)) for leaf in self.start.params.leaves]
+        sure = [
+            each
+            for each in told
+            if sizes[each.leaf] >= _TELLING and each.causes[0].likelihood >= _SURE
+        ]
+        for each in told:
+            if sizes[each.leaf] >= _TELLING or each.causes[0].likelihood >= _SURE:
+                continue
+            like = next((other for other in sure if other.scale == each.scale), None)
+            if like is not None:
+                found[each.leaf] = dataclasses.replace(
+                    found[each.leaf], cause=like.causes[0], other_causes=()
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Explained:
+    """A wrong leaf, the size of the gradients that show it, and its causes."""
+
+    leaf: int
+    scale: float
+    causes: tuple[Cause, ...]
 
 
 def _rank(finding: Finding) -> tuple[int, float]:
@@ -308,7 +325,8 @@ class _Judged:
             if gap.is_exceeded:
                 self._steps[i] = k
                 return self._finding(
-                    i, Verdict.FAIL, size=gap.size, allowed=gap.allowed, trial=k,
+                    i, Verdict.FAIL, size=np.inf if gap.is_silent else gap.size,
+                    allowed=self._rtol if gap.is_silent else gap.allowed, trial=k,
                     entry=_of_step(gap.entry, k, self._name(i)), cause=_UNNAMED,
                     check=f"step {k + 1}",
                 )  # fmt: skip

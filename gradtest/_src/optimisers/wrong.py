@@ -55,6 +55,19 @@ class Wrong:
             widen(self.run.grads[step][self.both.start.checked[self.place]])
         )
 
+    def usual_size(self) -> float:
+        """Returns how large the leaf's gradients are at the user's own size."""
+        place = self.both.start.checked[self.place]
+        first = np.abs(np.asarray(widen(self.usual.grads[0][place])))
+        return float(first.max()) if first.size else 0.0
+
+    @property
+    def fit(self) -> float:
+        """How closely a supposition must meet the reference to explain the gap."""
+        true = self.true[self.step][self.place]
+        gap = norm(self.claimed[self.step][self.place] - true)
+        return min(FIT, gap / norm(true) / 10) if norm(true) else FIT
+
     def param(self) -> np.ndarray:
         """Returns where the leaf begins."""
         place = self.both.start.checked[self.place]
@@ -80,8 +93,9 @@ def ratio_of(claimed: np.ndarray, true: np.ndarray, fit: float = FIT) -> float |
     return ratio
 
 
-def agrees(one: np.ndarray, other: np.ndarray) -> bool:
-    return norm(one - other) <= FIT * norm(other)
+def agrees(one: np.ndarray, other: np.ndarray, fit: float = FIT) -> bool:
+    """Whether two arrays are one, so far as `fit` tells."""
+    return norm(one - other) <= fit * norm(other)
 
 
 def decays_of(wrong: Wrong) -> list[float]:

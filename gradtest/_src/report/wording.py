@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
-from gradtest._src.findings import Cause, Entry, Finding, Gap, Line, Report, Verdict
+from gradtest._src.findings import (
+    INNER,
+    Cause,
+    Entry,
+    Finding,
+    Gap,
+    Line,
+    Report,
+    Verdict,
+)
 from gradtest._src.report import cells, legible, rules
 from gradtest._src.report.parts import Numbers
 
@@ -88,6 +97,8 @@ def headline(report: Report, chief: Finding | None) -> str:
             return f"the gradient of {subject} is not the reference's at {where}."
     if chief.gap in _HEADLINES:
         own = legible.name(chief.name)
+        if chief.check == INNER:
+            return f"the value of {subject} rests on a wrong derivative: {where}."
         return _HEADLINES[chief.gap].format(
             subject=subject, where=where, name=own, kind=kind
         )

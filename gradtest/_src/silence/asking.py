@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ _MOST_WAYS = 2
 # What is no reason of its own where another way has one: a square that is zero behind a
 # dead unit, the branch of a `where` that guards against overflow.
 _WEAK = frozenset({"zero slope", "branch not taken", "underflow"})
+# Rounding in float64 is so much of the largest gradient at most, and so much of that
+# in a coarser dtype.
+_NOISE = 1e-12
+_FAR_LESS = 1e-3
 UNKNOWN = Cause(
     "NaN gradient",
     "its gradient is not finite, so it can't be told from none",
@@ -56,11 +61,11 @@ def silences(backward: Backward, leaves: Sequence[int]) -> dict[int, Silence]:
     found: dict[int, Silence] = {}
     small, zero, lost = [], [], []
     for i in leaves:
-        known = _by_structure(routes, i)
+        known = _by_structure(routes, i, backward.program.jaxpr)
         if known is not None:
             found[i] = Silence(known)
         elif own is not None and _is_lost(own[i], None if wide is None else wide[i]):
-            found[i] = Silence(_lost_in_a_rule(own[i]))
+            found[i] = Silence(_lost_in_a_rule(own[i], backward.program.jaxpr))
             lost.append(i)
         elif wide is not None and wide[i].any():
             found[i] = Silence(_underflow(wide[i], backward.leaves[i]))
@@ -75,8 +80,30 @@ def silences(backward: Backward, leaves: Sequence[int]) -> dict[int, Silence]:
         dead = _first_reasons(seen, i)
         if dead is not None and dead.cause.name == "dead ReLU":
             found[i] = dead
+    noise = [i for i in small if _may_be_noise(i, own, wide or (), backward.leaves[i])]
+    for i, seen in _observed(backward, noise, lifted=True).items():
+        cut = _first_reasons(seen, i)
+        if cut is not None:
+            found[i] = cut
+            small.remove(i)
     for i, seen in _observed(backward, small, lifted=False).items():
         found[i] = _with_place(found[i], _first_reasons(seen, i))
+    silent = [backward.leaves[i].name for i in leaves]
+    return {i: _of_zero_weights(each, silent) for i, each in found.items()}
+
+
+def _of_zero_weights(found: Silence, silent: Sequence[str]) -> Silence:
+    """Promises no update of weights that are zero and have no gradient themselves."""
+    if found.cause.name != "zero weights":
+        return found
+    for name in silent:
+        if f"multiplied by {name}, which is zero" in found.cause.says:
+            remedy = (
+                f"give {name} other initial values: its own gradient is zero as well, "
+                "so that no update will change it"
+            )
+            cause = dataclasses.replace(found.cause, remedy=remedy)
+            return dataclasses.replace(found, cause=cause)
     return found
 
 
@@ -88,10 +115,63 @@ def _is_lost(own: np.ndarray, wide: np.ndarray | None) -> bool:
     return size > 0 and size / 2 <= float(np.linalg.norm(wide)) <= 2 * size
 
 
-def _by_structure(routes: Routes, i: int) -> Cause | None:
+def _may_be_noise(
+    i: int, own: Sequence[np.ndarray] | None, wide: Sequence[np.ndarray], leaf: Leaf
+) -> bool:
+    """Whether a gradient in float64 may be what rounding leaves where terms cancel.
+
+    In a coarser dtype more is left; what underflows is less there.
+    """
+    size = float(np.linalg.norm(wide[i]))
+    if own is not None and size < _FAR_LESS * float(np.linalg.norm(own[i])):
+        return True
+    largest = max(float(np.linalg.norm(each)) for each in wide)
+    smallest = float(jnp.finfo(leaf.dtype).smallest_subnormal)
+    return smallest < size / math.sqrt(wide[i].size) and size <= _NOISE * largest
+
+
+def _by_structure(routes: Routes, i: int, jaxpr: jaxprs.Jaxpr) -> Cause | None:
     if routes[i].is_none:
         return _UNUSED
-    return None if routes[i].smooth else _blocked(sorted(routes[i].blocks))
+    if routes[i].smooth:
+        return None
+    blocks = sorted(routes[i].blocks)
+    return _blocked(blocks, _rules_around(jaxpr, frozenset(blocks)))
+
+
+def _rules(calls: Sequence[jaxprs.Eqn]) -> list[jaxprs.RuleSource]:
+    """Returns the user's rules that are called."""
+    sources = map(jaxprs.read_rule, calls)
+    found = {each.identity: each for each in sources if jaxprs.is_users(each)}
+    return list(found.values())
+
+
+def _calls(jaxpr: jaxprs.Jaxpr) -> list[jaxprs.Eqn]:
+    eqns = jaxprs.walk(jaxpr)
+    return [eqn for eqn in eqns if eqn.primitive.name in jaxprs.CUSTOM_RULES]
+
+
+def _rules_around(
+    jaxpr: jaxprs.Jaxpr, names: frozenset[str]
+) -> list[jaxprs.RuleSource]:
+    """Returns the user's rules around some primitives, if all of these are in rules."""
+    around, inside = [], set()
+    for call in _calls(jaxpr):
+        held = [eqn for eqn in jaxprs.walk(jaxprs.rule_free_program(call))
+                if eqn.primitive.name in names]  # fmt: skip
+        inside |= set(map(id, held))
+        around += [call] * bool(held)
+    own = [eqn for eqn in jaxprs.walk(jaxpr) if eqn.primitive.name in names]
+    return _rules(around) if all(id(eqn) in inside for eqn in own) else []
+
+
+def _written(rules: Sequence[jaxprs.RuleSource]) -> str:
+    told = []
+    for rule in rules[:_MOST_WAYS]:
+        place = rule.where[-1]
+        told.append(f"{rule.name} ({place})")
+    more = len(rules) - _MOST_WAYS
+    return " or ".join(told) + (f" or {more} more" if more > 0 else "")
 
 
 def _first_reasons(observed: Observed, leaf: int) -> Silence | None:
@@ -190,7 +270,16 @@ def _compiled(
     return run
 
 
-def _blocked(blocks: Sequence[str]) -> Cause:
+def _blocked(blocks: Sequence[str], rules: Sequence[jaxprs.RuleSource]) -> Cause:
+    if rules:
+        return Cause(
+            "lost in a custom rule",
+            f"the loss depends on it only through {', '.join(blocks)}, where "
+            "derivatives end, and the custom rule around it hands on none either: "
+            f"{_written(rules)}",
+            "return this leaf's cotangent from the rule, or name it in `exclude` if it "
+            "is frozen on purpose",
+        )
     stopped = jaxprs.STOP_GRADIENT in blocks
     return Cause(
         "behind stop_gradient" if stopped else "behind a step without derivative",
@@ -201,11 +290,13 @@ def _blocked(blocks: Sequence[str]) -> Cause:
     )
 
 
-def _lost_in_a_rule(gradient: np.ndarray) -> Cause:
+def _lost_in_a_rule(gradient: np.ndarray, jaxpr: jaxprs.Jaxpr) -> Cause:
+    rules = _rules(_calls(jaxpr))
+    which = f"the rule of {_written(rules)}" if rules else "a rule"
     return Cause(
         "lost in a custom rule",
         "the gradient without custom rules is not zero here (norm "
-        f"{np.linalg.norm(gradient):.3g}): a rule loses it",
+        f"{np.linalg.norm(gradient):.3g}): {which} loses it",
         "return this leaf's cotangent from the rule; find the rule with "
         "assert_autodiff_matches",
     )

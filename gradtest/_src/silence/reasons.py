@@ -73,11 +73,27 @@ def cancelled(observed: Observed, found: Cancelled) -> Silence:
     is_softmax = step is not None and step.name in _EXPONENTIAL
     remedy = "use it in one of them alone, or leave it out of the parameters"
     says = f"{what} that cancel exactly"
+    if is_softmax and _is_over_one_entry(found.value):
+        says += ": the axis has one entry, its softmax is always 1"
+        remedy = "normalise over another axis, or by a sigmoid"
+        return Silence(Cause("softmax of one entry", says, remedy), line_of(step))
     if is_softmax:
         says += ": one entry of a softmax has all the weight"
         remedy = _FRACTION
     cause = Cause("saturated" if is_softmax else "cancels", says, remedy)
     return Silence(cause, line_of(step))
+
+
+def _is_over_one_entry(value: Seen) -> bool:
+    """Whether a value is added up along axes of size 1."""
+    shape = value.level.steps.types[value.atom].shape  # type: ignore[index]
+    return any(
+        step.name == "reduce_sum"
+        and value.atom in step.operands[:1]
+        and math.prod(shape[axis] for axis in step.params["axes"]) == 1
+        for step in value.level.steps.steps
+        if not any(isinstance(atom, Constant) for atom in step.operands[:1])
+    )
 
 
 def _say(name: str, says: str, remedy: str, step: Step | None) -> Silence:

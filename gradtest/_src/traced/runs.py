@@ -86,7 +86,7 @@ def flow(fn: Callable[..., Any], args: Args, options: Options) -> list[Condition
     usable: dict[str, Any] = {}
     says: dict[str, str] = {}
     for run in _runs(fn, args, options):
-        run.program.require_scalar(IS_LOSS)
+        run.program.require_loss(IS_LOSS)
         routes = routes_to_inputs(run.program.jaxpr)
         names = [leaf.name for leaf in run.program.inputs.moving]
         defined = all_finite(run.values)

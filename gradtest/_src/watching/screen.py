@@ -232,7 +232,7 @@ def _require_loss(program: Program) -> None:
         and len(jaxprs.mesh_devices(program.jaxpr)) == out.shape[0]
     )
     if not is_mapped:
-        program.require_scalar(
+        program.require_loss(
             "`loss` must return one real number (under pmap one for each device)",
             "with auxiliary data beside it say has_aux=True",
         )
