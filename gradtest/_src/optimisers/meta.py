@@ -66,7 +66,7 @@ def assert_meta_grads_match(
       params: Tree of float leaves, or of `jax.ShapeDtypeStruct` or `gradtest.domains`
         entries, where the steps start. The gradient is taken at it.
       *args: Trees that both losses get; held.
-      steps: How many steps are taken, unrolled.
+      steps: How many steps are taken. The gradient goes through all of them.
       hyper: Tree of float leaves that `tx` takes, such as a learning rate; the gradient
         is taken at it as well. None: `tx` is the transformation itself.
       order: 1, or 2 for the derivative of the meta-gradient as well.
@@ -143,11 +143,14 @@ def _unrolled(
 
     def run(transformation: Any, params: PyTree, args: Sequence[PyTree]) -> Any:
         _require_transformation(transformation, has_hyper)
-        state = transformation.init(params)
-        for _ in range(steps):
+
+        def step(reached: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            params, state = reached
             grads = jax.grad(inner_loss)(params, *args)
             updates, state = transformation.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
+            return optax.apply_updates(params, updates), state
+
+        params, _ = _repeated(step, (params, transformation.init(params)), steps)
         return _one_number(outer_loss(params, *args))
 
     def after_steps(params: PyTree, *args: PyTree) -> Any:
@@ -161,6 +164,20 @@ def _unrolled(
         return _named(after_steps, outer_loss, steps)
     require_callable("tx", tx)
     return _named(after_steps_of_hyper, outer_loss, steps)
+
+
+def _repeated(step: Callable[[PyTree], PyTree], reached: PyTree, steps: int) -> PyTree:
+    """Takes steps, as a loop that compiles once where a step keeps all dtypes."""
+    if steps > 1 and _types(jax.eval_shape(step, reached)) == _types(reached):
+        return jax.lax.scan(lambda at, _: (step(at), None), reached, length=steps)[0]
+    for _ in range(steps):
+        reached = step(reached)
+    return reached
+
+
+def _types(tree: PyTree) -> Any:
+    leaves, treedef = jax.tree_util.tree_flatten(tree)
+    return treedef, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
 
 def _one_number(result: Any) -> Any:
