@@ -51,3 +51,21 @@ def test_an_approximate_algorithm_passes_on_every_version():
         trace_of_exponential, lambda a: jax.scipy.linalg.expm(a).T, a
     )
     assert report.findings[0].approximation.retraced < 1e-6
+
+
+def test_a_nan_that_only_shows_as_xla_optimises_the_users_program_is_refused():
+    w = jax.random.normal(jax.random.key(1), (5, 1))
+    x = jax.random.normal(jax.random.key(2), (16, 5))
+    y = x @ w  # so that the residual is exactly zero, in float32
+
+    def distance(w):
+        return jnp.sqrt(jnp.sum((x @ w - y) ** 2))
+
+    assert np.isnan(jax.grad(distance)(w)).all()
+    with pytest.raises(gradtest.GradientMismatch, match="a case of their own at zero"):
+        gradtest.assert_autodiff_matches(distance, w)
+
+    def smooth_distance(w):
+        return jnp.sqrt(jnp.sum((x @ w - y) ** 2) + 1e-6)
+
+    gradtest.assert_autodiff_matches(smooth_distance, w)
