@@ -242,7 +242,8 @@ assert_autodiff_matches failed: the gradient of softplus loses its accuracy at x
 jnp.exp(x)),)  (its result is not finite here, and finite in float64)
   Likely cause: the custom_vjp rule of softplus (bwd at tests/test_messages.py:95) is \
 wrong at x: the formula is right, but evaluated in its own dtype it gives NaN or inf.
-  Try: rescale before exponentials, squares and divisions (subtract the maximum), and give roots, norms and quotients a case of their own at zero.
+  Try: rescale before exponentials, squares and divisions \
+(subtract the maximum), and give roots, norms and quotients a case of their own at zero.
   Replay: gradtest.assert_autodiff_matches(softplus, ..., key=0)""",
     ),
     "another value": (

@@ -198,8 +198,8 @@ def unstable(
         overflow = Cause(
             "overflow in working precision",
             "the formula is right, but evaluated in its own dtype it gives NaN or inf",
-            "rescale before exponentials, squares and divisions (subtract the maximum), "
-            "and give roots, norms and quotients a case of their own at zero",
+            "rescale before exponentials, squares and divisions (subtract the "
+            "maximum), and give roots, norms and quotients a case of their own at zero",
         )
         return (overflow,)
     place = np.unravel_index(int(np.argmax(np.abs(claimed - lifted))), claimed.shape)
