@@ -267,6 +267,17 @@ wrong_root.defvjp(lambda a: (wrong_root(a),) * 2, lambda x, g: (g / (2 * x**2 + 
 
 
 @jax.custom_vjp
+def stopped_root(a):
+    return root(a)
+
+
+stopped_root.defvjp(
+    lambda a: (root(a),) * 2,
+    lambda x, g: (g / jax.lax.stop_gradient(3 * x**2 + 1),),
+)
+
+
+@jax.custom_vjp
 def looping(x):
     return jax.lax.while_loop(
         lambda state: state[0] < 2, lambda state: (state[0] + 1, jnp.sin(state[1])),
@@ -301,6 +312,20 @@ def test_a_solver_whose_rule_is_wrong_is_refused():
     report = gradtest.check(one_step(wrong_root), POINT)
     assert report.verdict is Verdict.FAIL
     assert "rule of wrong_root" in report.leaf("p").cause.says
+
+
+def test_a_solver_that_is_wrong_at_second_order_alone_is_not_trusted():
+    gradtest.assert_autodiff_matches(stopped_root, POINT)
+    assert gradtest.check(one_step(stopped_root), POINT).verdict is Verdict.FAIL
+
+
+def test_a_rules_second_derivative_is_judged_by_differences_where_nothing_else_can():
+    def checks(rule):
+        report = gradtest.assert_custom_rules_match(rule, POINT, only=rule.__name__)
+        return {finding.check for finding in report.findings}
+
+    assert "second order by differences" in checks(root)
+    assert "second order by differences" not in checks(stopped_root)
 
 
 def test_a_loop_without_derivative_stays_and_the_report_says_so():

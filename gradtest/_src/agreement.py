@@ -24,6 +24,7 @@ from gradtest._src.lifting import Evaluator, widen
 from gradtest._src.program import Values
 from gradtest._src.ways import (
     ALONG,
+    BY_DIFFERENCES,
     EXAMPLES,
     WAYS,
     Claimed,
@@ -77,7 +78,9 @@ def judge_ways(
     if case.program.closed_over:
         points = points[:1]  # what the rule closes over has its values there
     examples = _examples(case, points)
-    left_out = {ALONG} if order == 1 or case.program.as_functions else set()
+    left_out = {BY_DIFFERENCES} - {only}
+    if only is None and (order == 1 or case.program.as_functions):
+        left_out.add(ALONG)
     ways, findings, unsupported = _trace_ways(case, examples, renew, only, left_out)
     raised = {finding.check for finding in findings}
     compared = _compare(case, examples, ways, only)
@@ -137,7 +140,7 @@ def _trace_ways(
         except NotImplementedError as error:
             unsupported.append(f"{check}: {_first_line(error)}")
         except Exception as error:  # whatever the rule raises
-            if check == ALONG:  # few programs differentiate twice
+            if check in (ALONG, BY_DIFFERENCES):  # few programs differentiate twice
                 unsupported.append(f"{check}: {_first_line(error)}")
                 continue
             findings.append(_raised(case, check, says, error))

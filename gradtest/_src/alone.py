@@ -31,9 +31,14 @@ def audited(
 
 
 def right(found: Alone) -> frozenset[str]:
-    """Returns the identities of the rules that passed wherever they were audited."""
-    verdicts: dict[str, set[Verdict]] = {}
+    """Returns the identities of the rules that passed wherever they were audited.
+
+    To second order: what was not judged is not right.
+    """
+    passed: dict[str, bool] = {}
     for use, audit in found:
         verdict = worst(finding.verdict for finding in audit.findings)
-        verdicts.setdefault(use.source.identity, set()).add(verdict)
-    return frozenset(rule for rule, each in verdicts.items() if each == {Verdict.PASS})
+        is_right = verdict is Verdict.PASS and audit.has_second_order
+        rule = use.source.identity
+        passed[rule] = passed.get(rule, True) and is_right
+    return frozenset(rule for rule, is_right in passed.items() if is_right)

@@ -43,8 +43,9 @@ from gradtest._src.options import Options
 from gradtest._src.program import Program, trace_program
 from gradtest._src.reruns import discrete, eager, repeated
 from gradtest._src.rule_call import RuleCall, TracedAnew
-from gradtest._src.rule_check import RuleCheck
+from gradtest._src.rule_check import SECOND_ORDER, RuleCheck
 from gradtest._src.rules import RuleUse
+from gradtest._src.ways import ALONG, BY_DIFFERENCES
 
 # What a rule that passed was looked at for, beside what has findings of its own.
 _SILENT_CHECKS = ("value", "structure")
@@ -52,7 +53,17 @@ _SILENT_CHECKS = ("value", "structure")
 
 @dataclasses.dataclass
 class Audit:
-    """What came of one rule."""
+    """What came of one rule.
+
+    Attributes:
+      findings: The verdicts, check by check.
+      unchecked: What was not looked at.
+      notes: What else is to be known.
+      precision: What did not run in float64.
+      hint: How the rule is declared, if it differs on purpose.
+      exhibits: Arrays of what is wrong.
+      has_second_order: Whether all of its second derivatives were judged.
+    """
 
     findings: list[Finding] = dataclasses.field(default_factory=list)
     unchecked: list[str] = dataclasses.field(default_factory=list)
@@ -60,6 +71,7 @@ class Audit:
     precision: list[str] = dataclasses.field(default_factory=list)
     hint: str = ""
     exhibits: tuple[Exhibit, ...] = ()
+    has_second_order: bool = False
 
 
 def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
@@ -119,6 +131,7 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
         return audit
     audit.findings = [dataclasses.replace(f, rule=use.rule) for f in findings]
     audit.unchecked += [f"{label}: {line}" for line in rule_check.unchecked]
+    audit.has_second_order = _has_second_order(rule_check, findings)
     audit.precision += [f"{label}: {line}" for line in rule_check.precision()]
     audit.hint = _hint(rule_check, findings)
     audit.exhibits = tuple(
@@ -163,10 +176,23 @@ def _run(rule_check: RuleCheck) -> list[Finding]:
         order = rule_check.options.order
         agreeing, unsupported = judge_ways(case, points, renew, order=order)
         findings += [*agreeing, repeated(case)]
+        if order > 1 and not _has_second_order(rule_check, findings):
+            by_differences, _ = judge_ways(
+                case, points[:1], renew, only=BY_DIFFERENCES
+            )  # which may meet a kink: it can only speak for the rule
+            findings += [f for f in by_differences if f.verdict is Verdict.PASS]
         if not case.program.closed_over:  # those values are known to a trace alone
             findings += [*eager(case, findings), *discrete(case, rule_check.function)]
     rule_check.unchecked += unsupported
     return findings
+
+
+def _has_second_order(rule_check: RuleCheck, findings: list[Finding]) -> bool:
+    """Whether a rule's second derivatives were judged, by operands and cotangent."""
+    checks = {finding.check for finding in findings}
+    is_open = any(line.startswith(f"{SECOND_ORDER}:") for line in rule_check.unchecked)
+    by_operands = SECOND_ORDER in checks and not is_open
+    return ALONG in checks and (by_operands or BY_DIFFERENCES in checks)
 
 
 def _hint(rule_check: RuleCheck, findings: list[Finding]) -> str:

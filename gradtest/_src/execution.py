@@ -248,13 +248,19 @@ def _loose(tree: Any) -> Any:
     )
 
 
-def working(function: Callable[..., Any], arguments: Sequence[Any]) -> Compiled:
+def working(
+    function: Callable[..., Any], arguments: Sequence[Any], *, quickly: bool = True
+) -> Compiled:
     """Lowers a program in working precision for the default backend.
 
-    On an accelerator it is compiled as the user's own programs are.
+    Args:
+      function: The program.
+      arguments: Its arguments, or their shapes.
+      quickly: Whether it is compiled with the fewest optimisations. On an accelerator
+        it is compiled as the user's own programs are.
     """
-    quickly = homes.platform_of(homes.default_device()) == "cpu"
-    return Compiled(function, arguments, working_precision, quickly=quickly)
+    on_cpu = homes.platform_of(homes.default_device()) == "cpu"
+    return Compiled(function, arguments, working_precision, quickly=quickly and on_cpu)
 
 
 def compile_together(programs: Sequence[Compiled]) -> None:

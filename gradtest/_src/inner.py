@@ -30,11 +30,13 @@ class Opened:
       jaxpr: The trace.
       rules: The users' rules that were opened, in the order of their calls.
       left: Those that the function still differentiates by their own rules.
+      trouble: Why no rule could be opened; empty where that was no trouble.
     """
 
     jaxpr: Jaxpr
     rules: tuple[RuleSource, ...] = ()
     left: tuple[RuleSource, ...] = ()
+    trouble: str = ""
 
 
 def opened(
@@ -62,8 +64,9 @@ def opened(
             whole = trace()
     except SlipError:
         raise
-    except Exception:  # of a function that can't be differentiated without its rule
-        return Opened(plain, (), (*found.opened.values(), *found.left.values()))
+    except Exception as error:  # as where a function has no derivative but its rule's
+        kept = (*found.opened.values(), *found.left.values())
+        return Opened(plain, (), kept, f"{type(error).__name__}: {error}")
     opened_rules, left = tuple(found.opened.values()), tuple(found.left.values())
     return Opened(whole if opened_rules else plain, opened_rules, left)
 

@@ -59,6 +59,7 @@ class Program:
       opened: Rules of what the function differentiates itself: `jaxpr` does so without
         them.
       left: Others of these, which `jaxpr` does not do without.
+      not_opened: Why it does without none; empty where that was no trouble.
     """
 
     inputs: Inputs
@@ -74,6 +75,7 @@ class Program:
     closed_over: Mapping[int, int] = dataclasses.field(default_factory=dict)
     opened: tuple[RuleSource, ...] = ()
     left: tuple[RuleSource, ...] = ()
+    not_opened: str = ""
 
     @functools.cached_property
     def key(self) -> Hashable:
@@ -317,6 +319,7 @@ def trace_program(
         result=results[-1],
         opened=found.rules,
         left=found.left,
+        not_opened=found.trouble,
         declared=declared,
         as_functions=(
             _evaluating(found.jaxpr, functions)

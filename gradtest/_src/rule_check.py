@@ -17,6 +17,9 @@ from gradtest._src.program import Program
 from gradtest._src.rule_call import RuleCall, TracedAnew
 from gradtest._src.rules import RuleUse
 
+# How what was left out, and what was looked at, of second derivatives begins.
+SECOND_ORDER = "second order"
+
 
 class RuleCheck(Check):
     """The check of one rule as a function of its own operands."""
@@ -82,7 +85,7 @@ class RuleCheck(Check):
         try:
             return super()._run_trial(point, trial)
         except _NoSecondOrder as error:
-            self.unchecked.append(f"second order: {error}")
+            self.unchecked.append(f"{SECOND_ORDER}: {error}")
             return error.first
 
     def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
@@ -94,12 +97,12 @@ class RuleCheck(Check):
         except Exception as error:
             raise _NoSecondOrder(self._first_order, error) from error
         self.unchecked += [
-            f"second order: {finding.cause.says}"
+            f"{SECOND_ORDER}: {finding.cause.says}"
             for finding in found
             if finding.cause is not None and _is_open(finding)
         ]
         return [
-            dataclasses.replace(finding, check="second order")
+            dataclasses.replace(finding, check=SECOND_ORDER)
             for finding in found
             if not _is_open(finding)
         ]

@@ -72,7 +72,11 @@ class Trust:
 
     def unchecked(self, program: Program) -> list[str]:
         """Says which rules were left in place without being looked at."""
-        return [
+        lines = []
+        if program.not_opened:
+            why = program.not_opened.strip().splitlines()[0]
+            lines.append(f"custom rules of what the function differentiates: {why}")
+        return lines + [
             f"{rule.kind} {rule.name}: the function differentiates it itself, and by "
             "that rule alone; audit it with assert_custom_rules_match"
             for rule in program.left

@@ -7,7 +7,7 @@ from differences of its values.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -322,34 +322,6 @@ class Bench:
         self.worked = returned[-len(reference) :]
         return self._farthest(returned, None, reference)
 
-    def read_optimised(self, point: Point, reference: Values) -> Values | None:
-        """Returns the derivative of a program that XLA optimises as the user's own.
-
-        In `read_working` it optimises as little as it can. What it fuses decides at
-        times whether a difference of equal numbers is zero. None where that program
-        runs as it is in any case.
-        """
-        moving, held, seed, consts = self._arguments(point).working
-        if self.claim.variant or self.claim.is_apart:
-            return None
-
-        def lower() -> execution.Compiled:
-            constants = constants_of(self.program, self.claim, self.forward)
-            jaxpr = self.claim.jaxpr
-
-            def function(moving: Any, held: Any, seed: Any, consts: Any) -> Values:
-                hoisted = dict(zip(map(id, constants), consts, strict=True))
-                run = Evaluator(wide=False, hoisted=hoisted)
-                return run(jaxpr, [*moving, *held, *seed])
-
-            arguments = [moving, held, seed, consts]
-            settings = execution.working_precision
-            return execution.Compiled(function, arguments, settings, quickly=False)
-
-        compiled = execution.cached(("optimised", self._key), lower)
-        returned = self._copies(compiled(moving, held, seed, consts))
-        return self._farthest(returned, None, reference)[1]
-
     def read_jittered(
         self, point: Point, shifts: np.ndarray
     ) -> tuple[Values, Values | None]:
@@ -399,26 +371,55 @@ class Bench:
         """Returns the rule-free derivative in working precision, or None."""
         if self.why_no_exact:
             return None
+        program, is_forward = self.program, self.claim.mode == "fwd"
+
+        def exact(run: Evaluator, *at: Any) -> Values:
+            if is_forward:
+                return pushforward(program, run.fork(stops=Recorder()), *at)[1]
+            return derivative(program.mathematics, run, *at)[1]
+
+        return execution.to_host(self._in_working_precision("exact", exact, point))
+
+    def read_optimised(self, point: Point, reference: Values) -> Values | None:
+        """Returns the derivative of a program that XLA optimises as the user's own.
+
+        In `read_working` it optimises as little as it can. What it fuses decides at
+        times whether a difference of equal numbers is zero. None where that program
+        runs as it is in any case.
+        """
+        if self.claim.variant or self.claim.is_apart:
+            return None
+        jaxpr = self.claim.jaxpr
+
+        def claimed(run: Evaluator, moving: Any, held: Any, seed: Any) -> Values:
+            return run(jaxpr, [*moving, *held, *seed])
+
+        results = self._in_working_precision("claim", claimed, point, quickly=False)
+        return self._farthest(self._copies(results), None, reference)[1]
+
+    def _in_working_precision(
+        self,
+        name: str,
+        evaluate: Callable[..., Values],
+        point: Point,
+        *,
+        quickly: bool = True,
+    ) -> Any:
+        """Evaluates something of a point in working precision; compiled once."""
         arguments = self._arguments(point).working
 
         def lower() -> execution.Compiled:
             constants = constants_of(self.program, self.claim, self.forward)
-            program, mode = self.program, self.claim.mode
 
             def function(moving: Any, held: Any, seed: Any, consts: Any) -> Values:
-                run = Evaluator(
-                    wide=False,
-                    hoisted=dict(zip(map(id, constants), consts, strict=True)),
-                )
-                if mode == "fwd":
-                    run = run.fork(stops=Recorder())
-                    return pushforward(program, run, moving, held, seed)[1]
-                return derivative(program.mathematics, run, moving, held, seed)[1]
+                hoisted = dict(zip(map(id, constants), consts, strict=True))
+                run = Evaluator(wide=False, hoisted=hoisted)
+                return evaluate(run, moving, held, seed)
 
-            return execution.working(function, arguments)
+            return execution.working(function, arguments, quickly=quickly)
 
-        key = ("working exact", self._key)
-        return execution.to_host(execution.cached(key, lower)(*arguments))
+        key = ("in working precision", name, self._key)
+        return execution.cached(key, lower)(*arguments)
 
 
 def _derivative(program: Program, run: Evaluator, *at: Any) -> Any:

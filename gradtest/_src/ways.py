@@ -22,6 +22,10 @@ from gradtest._src.program import Values
 EXAMPLES = 3
 # The check of a rule's second derivative by its cotangent.
 ALONG = "second order by the cotangent"
+# The same by its operands, against differences of its own gradient: those are right
+# where the gradient is, but for kinks.
+BY_DIFFERENCES = "second order by differences"
+_STEP = 1e-4
 # So many leaves or outputs are tried alone.
 _MOST_ALONE = 8
 # So many leaves are batched alone: each compiles the rule four times.
@@ -94,6 +98,8 @@ def several(
         return [
             ((*values, names[i]), _alone(case, i), _wanted_leaf(case, i)) for i in some
         ]
+    if make is _along_operands:
+        return [(names, _along_operands(case), _wanted_differences(case))]
     if make is _along_cotangent:
         return [(names, _along_cotangent(case), _wanted_along(case))]
     if make is _over_cotangents:
@@ -240,18 +246,43 @@ def _along_cotangent(case: Case) -> Any:
         _, pull = jax.vjp(_call_at(case, held), *xs)
 
         def products(cotangent: Values) -> Values:
-            pairs = zip(pull(list(cotangent)), xs, strict=True)
-            return [_product(gradient, _fixed(x)) for gradient, x in pairs]
+            return _products(pull(list(cotangent)))
 
-        found, pull_back = jax.vjp(products, list(seed))
-        results = []
-        for i in range(len(found)):
-            one = [jnp.ones_like(f) if k == i else 0 * f for k, f in enumerate(found)]
-            (pulled,) = pull_back(one)
-            results.append(sum(map(_product, pulled, along)))
-        return results
+        return _derivatives(products, list(seed), along)
 
     return way
+
+
+def _along_operands(case: Case) -> Any:
+    """Differentiates the gradient by the operands, along fixed numbers."""
+
+    def way(*examples: Any) -> Values:
+        xs, held, seed = Examples(*examples).one(0)
+
+        def products(operands: Values) -> Values:
+            return _products(jax.vjp(_call_at(case, held), *operands)[1](list(seed)))
+
+        return _derivatives(products, xs, list(map(_fixed, xs)))
+
+    return way
+
+
+def _products(gradients: Sequence[Any]) -> Values:
+    """Returns each leaf's gradient times fixed numbers."""
+    return [_product(gradient, _fixed(gradient)) for gradient in gradients]
+
+
+def _derivatives(
+    function: Callable[[Values], Values], at: Values, along: Sequence[Any]
+) -> Values:
+    """Returns the derivative of each of several numbers along a direction."""
+    found, pull_back = jax.vjp(function, at)
+    results = []
+    for i in range(len(found)):
+        one = [jnp.ones_like(f) if k == i else 0 * f for k, f in enumerate(found)]
+        (pulled,) = pull_back(one)
+        results.append(sum(map(_product, pulled, along)))
+    return results
 
 
 def _product(one: Any, other: Any) -> Any:
@@ -312,8 +343,23 @@ def _wanted_along(case: Case) -> Wanted:
     def wanted(claimed: Claimed, examples: Examples) -> Values:
         xs, held, _ = examples.one(0)
         _, _, along = examples.one(1)
-        pairs = zip(claimed(xs, held, along)[count:], xs, strict=True)
-        return [_product(gradient, _fixed(x)) for gradient, x in pairs]
+        return _products(claimed(xs, held, along)[count:])
+
+    return wanted
+
+
+def _wanted_differences(case: Case) -> Wanted:
+    count = len(case.program.outputs)
+
+    def wanted(claimed: Claimed, examples: Examples) -> Values:
+        xs, held, seed = examples.one(0)
+
+        def moved(step: float) -> Values:
+            there = [x + step * _fixed(x) for x in xs]
+            return _products(claimed(there, held, seed)[count:])
+
+        ends = zip(moved(_STEP), moved(-_STEP), strict=True)
+        return [(high - low) / (2 * _STEP) for high, low in ends]
 
     return wanted
 
@@ -378,4 +424,5 @@ WAYS: tuple[tuple[str, str, Any, Any], ...] = (
         _along_cotangent,
         None,
     ),
+    (BY_DIFFERENCES, "differentiated once more", _along_operands, None),
 )

@@ -262,6 +262,11 @@ _WAYS: dict[str, tuple[str, str]] = {
         "wrong where an argument or result takes no part",
         "a symbolic zero stands for an array of zeros: handle it as one",
     ),
+    "second order by differences": (
+        "wrong second derivative",
+        "let the rule's own derivative depend on its operands: look for a "
+        "stop_gradient, or a constant, in its bwd or jvp",
+    ),
     "second order by the cotangent": (
         "cotangent taken for a constant",
         "let the rule's own derivative depend on its cotangent: look for a "

@@ -146,9 +146,7 @@ class Screen:
 
     def _compiled(self, traced: Traced, arguments: list[Values], rtol: float) -> Any:
         lifted = LiftedProgram(traced, rtol, self.working_eps)
-        self._own = execution.Compiled(
-            own_program(traced), arguments, execution.working_precision, quickly=False
-        )
+        self._own = execution.working(own_program(traced), arguments, quickly=False)
         # Where its results lie only the compiler knows.
         own, nobody = self._run_own(arguments), np.zeros(len(self.leaves), bool)
         at_home = self._at_home(arguments, own, 0, 0.0, nobody)
