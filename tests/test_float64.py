@@ -1,11 +1,14 @@
 """With float64 enabled, a gradient is asked for float64's own accuracy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gradtest
+from gradtest import Verdict
 from gradtest._src import jaxprs
 
 pytestmark = pytest.mark.core
@@ -69,3 +72,32 @@ def test_a_nan_that_only_shows_as_xla_optimises_the_users_program_is_refused():
         return jnp.sqrt(jnp.sum((x @ w - y) ** 2) + 1e-6)
 
     gradtest.assert_autodiff_matches(smooth_distance, w)
+
+
+@jax.custom_vjp
+def steep_gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _steep_bwd(x, g):
+    slope = jax.grad(lambda y: jnp.sum(jax.nn.gelu(y, approximate=False)))(x)
+    return (g * slope * (1 + 1 / 32),)
+
+
+steep_gelu.defvjp(lambda x: (steep_gelu(x), x), _steep_bwd)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_constants_rounded_to_bfloat16_between_float32_leaves_excuse_no_more(is_right):
+    activation = functools.partial(jax.nn.gelu, approximate=False)
+    activation = activation if is_right else steep_gelu
+    x = jnp.linspace(-2.0, 2.0, 18).reshape(6, 3)
+
+    def loss(w):
+        half = jnp.bfloat16
+        return jnp.sum(activation(x.astype(half) @ w.astype(half)).astype(w.dtype))
+
+    report = gradtest.check(loss, jnp.linspace(-1.0, 1.3, 12).reshape(3, 4))
+    assert report.verdict is (Verdict.PASS if is_right else Verdict.FAIL)
+    if is_right:
+        assert "constants rounded to half precision" in str(report)
