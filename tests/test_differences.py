@@ -220,7 +220,7 @@ def test_a_rule_without_any_other_derivative_is_judged_by_differences():
     assert "pure_callback" in report.precision[0]
     assert report.leaf("x").judged_by == "measured"
     assert report.smallest_seen < 1e-2
-    with pytest.raises(gradtest.GradientMismatch, match=r"1\.05\d* times too large"):
+    with pytest.raises(gradtest.GradientMismatch, match=r"1\.05 times too large"):
         gradtest.assert_autodiff_matches(make(1.05), x)
 
 
