@@ -17,6 +17,7 @@ import numpy as np
 
 from gradtest._src import diagnose, execution, seeding
 from gradtest._src.case import Case, norm
+from gradtest._src.claims import refuse_strays
 from gradtest._src.findings import Cause, Finding, Gap, Verdict
 from gradtest._src.gaps import leaf_gap
 from gradtest._src.inputs import Point
@@ -136,6 +137,7 @@ def _trace_ways(
                 for items, function, expected in several(case, make, wanted):
                     renew()
                     jaxpr = jax.make_jaxpr(function)(*arguments)
+                    refuse_strays(jaxpr, case.program)
                     ways.append(Way(check, says, items, jaxpr, expected))
         except NotImplementedError as error:
             unsupported.append(f"{check}: {_first_line(error)}")

@@ -159,13 +159,7 @@ def trace_claim(
         if variant is not None:
             variants.require_transformation(variant, arguments, error)
         raise
-    leaked = [
-        const
-        for const in jaxprs.nested_consts(jaxpr)
-        if isinstance(const, jax.core.Tracer) and id(const) not in program.closed_over
-    ]
-    if leaked:
-        raise _leak(f" ({describe(leaked[0])})")
+    refuse_strays(jaxpr, program)
     found = [tuple(aval.shape) for aval in jaxpr.out_avals]
     if has_value is None:
         has_value = len(found) > len(derived)
@@ -180,6 +174,16 @@ def trace_claim(
                 f"or without an axis of devices: wanted shapes {shapes}, got {found}."
             )
     return Claim(mode, jaxpr, run, has_value, variant is not None, devices)
+
+
+def refuse_strays(jaxpr: Jaxpr, program: Program) -> None:
+    """Refuses a trace that holds a value of another trace, as a leaking rule does.
+
+    Raises:
+      TypeError: It does; as a slip of the user's.
+    """
+    for stray in jaxprs.stray_values(jaxpr, program.closed_over)[:1]:
+        raise _leak(f" ({describe(stray)})")
 
 
 def _leak(value: str) -> SlipError:

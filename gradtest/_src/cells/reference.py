@@ -41,9 +41,8 @@ def trace(run: Callable[..., Values], parts: Parts) -> Jaxpr:
             jaxpr = jaxprs.expand_all(run.trace(*parts).jaxpr)
         else:
             jaxpr = jaxprs.expand_all(jax.make_jaxpr(run)(*parts))
-    for const in jaxprs.nested_consts(jaxpr):
-        if isinstance(const, jax.core.Tracer):
-            raise LeakError(f"a traced value is kept between calls ({describe(const)})")
+    for stray in jaxprs.stray_values(jaxpr)[:1]:
+        raise LeakError(f"a traced value is kept between calls ({describe(stray)})")
     return jaxpr
 
 

@@ -72,6 +72,7 @@ from gradtest._src.jaxprs.programs import programs_in as programs_in
 from gradtest._src.jaxprs.programs import result_types as result_types
 from gradtest._src.jaxprs.programs import rule_free_program as rule_free_program
 from gradtest._src.jaxprs.programs import same_inside as same_inside
+from gradtest._src.jaxprs.programs import stray_values as stray_values
 from gradtest._src.jaxprs.programs import subprograms as subprograms
 from gradtest._src.jaxprs.programs import vma as vma
 from gradtest._src.jaxprs.programs import walk as walk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -271,6 +271,20 @@ def nested_consts(jaxpr: Jaxpr) -> list[Any]:
 
     visit(jaxpr)
     return list(found.values())
+
+
+def stray_values(jaxpr: Jaxpr, known: Container[int] = ()) -> list[Any]:
+    """Returns the values of other traces that a program has as constants.
+
+    Args:
+      jaxpr: The program.
+      known: Identities of the values that are known where it runs.
+    """
+    return [
+        const
+        for const in nested_consts(jaxpr)
+        if isinstance(const, jax.core.Tracer) and id(const) not in known
+    ]
 
 
 def mesh_devices(jaxpr: Jaxpr) -> tuple[Any, ...]:

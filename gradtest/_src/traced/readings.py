@@ -172,9 +172,8 @@ class Bench:
         self._hoisted = {
             id(const): lax.stop_gradient(const)
             for jaxpr in traced
-            for const in jaxprs.nested_consts(jaxpr)
-            if isinstance(const, jax.core.Tracer)
-            and not dtypes.issubdtype(const.dtype, dtypes.extended)
+            for const in jaxprs.stray_values(jaxpr)
+            if not dtypes.issubdtype(const.dtype, dtypes.extended)
         }
         self._solver_only = frozenset(
             stop
