@@ -28,6 +28,7 @@ _RULE_TOOLS = {
     "main": "assert_autodiff_matches",
     "rules": "assert_custom_rules_match",
 }
+_POINTS = ("ordinary point", "hazards")
 _MODEL_TOOLS = (*_OP_TOOLS, "check_grads_jit")
 
 Measurements = dict[str, float]
@@ -98,6 +99,17 @@ def _measure_rules(tool: str, size: str) -> Measurements:
     return {"first": seconds, "refused": refused}
 
 
+def _measure_hazards(tool: str, size: str) -> Measurements:
+    """Times the first call on the transformer, with and without special points."""
+    loss, params, tokens = models.transformer(size)  # type: ignore[arg-type]
+    jax.block_until_ready(params)
+    hazards = tool == "hazards"
+    seconds, refused = _timed(
+        lambda: gradtest.assert_autodiff_matches(loss, params, tokens, hazards=hazards)
+    )
+    return {"first": seconds, "refused": refused}
+
+
 def _op_checker(tool: str) -> Callable[..., Any]:
     if tool == "gradtest":
         return gradtest.assert_autodiff_matches
@@ -149,6 +161,7 @@ def _measure_homework(name: str, trials: str) -> Measurements:
 _MEASURES: dict[str, Callable[..., Measurements]] = {
     "model": _measure_model,
     "rules": _measure_rules,
+    "hazards": _measure_hazards,
     "ops": _measure_ops,
     "homework": _measure_homework,
 }
@@ -191,6 +204,16 @@ def _report_rules(repeats: int, size: str) -> None:
     print()
 
 
+def _report_hazards(repeats: int, size: str) -> None:
+    results = {tool: _fresh(repeats, "hazards", tool, size) for tool in _POINTS}
+    _row(f"transformer, {size}", "first (s)", "refused")
+    for tool, found in results.items():
+        _row(tool, found["first"], found["refused"])
+    plain, hazards = (results[tool]["first"] for tool in _POINTS)
+    _row("ratio", hazards / plain)
+    print()
+
+
 def _report_ops(repeats: int) -> None:
     _row("100 single operations", "all (s)", "refused")
     results = {tool: _fresh(repeats, "ops", tool) for tool in _OP_TOOLS}
@@ -215,7 +238,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each entry")
     parser.add_argument(
-        "--only", choices=["model", "rules", "ops", "homework"], help="print one table"
+        "--only",
+        choices=["model", "rules", "hazards", "ops", "homework"],
+        help="print one table",
     )
     parser.add_argument("--size", choices=["650k", "11m"], default="650k")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
@@ -228,6 +253,8 @@ def main() -> None:
         _report_model(options.repeats, options.size)
     if options.only in (None, "rules"):
         _report_rules(options.repeats, options.size)
+    if options.only in (None, "hazards"):
+        _report_hazards(options.repeats, options.size)
     if options.only in (None, "ops"):
         _report_ops(options.repeats)
     if options.only in (None, "homework"):

@@ -35,6 +35,7 @@ def assert_grad_matches(
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
+    hazards: bool = False,
     variant: Callable[..., Any] | None = None,
     inconclusive: Inconclusive = "raise",
     custom_message: str | None = None,
@@ -67,6 +68,9 @@ def assert_grad_matches(
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves (`params['bias']`) or sub-trees that are not checked;
         the report lists them.
+      hazards: Whether to try the special points of the arguments as well: zeros, ties,
+        the ends of a domain, tiny and large numbers, duplicate indices, empty masks.
+        The report tells what came of each; kinks are accepted as elsewhere.
       variant: A chex variant (`self.variant`) or transformation that `grad_fn` runs
         under; under pmap every device's result is checked.
       inconclusive: Whether an inconclusive check raises or warns.
@@ -117,6 +121,7 @@ def assert_autodiff_matches(
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
+    hazards: bool = False,
     variant: Callable[..., Any] | None = None,
     expect_differs: Intentions | None = None,
     inconclusive: Inconclusive = "raise",
@@ -142,6 +147,9 @@ def assert_autodiff_matches(
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees that are not checked; the report lists them.
+      hazards: Whether to try the special points of the arguments as well: zeros, ties,
+        the ends of a domain, tiny and large numbers, duplicate indices, empty masks.
+        The report tells what came of each; kinks are accepted as elsewhere.
       variant: A chex variant or transformation that the derivative runs under.
       expect_differs: Custom rules that differ from their functions on purpose, as
         `{rule or name: alternative}`: a function of the rule's arguments whose
@@ -194,6 +202,7 @@ def assert_custom_rules_match(
     rtol: float = DEFAULT_RTOL,
     rounding_rtol: float | None = None,
     exclude: Sequence[str] = (),
+    hazards: bool = False,
     variant: Callable[..., Any] | None = None,
     inconclusive: Inconclusive = "raise",
     custom_message: str | None = None,
@@ -230,6 +239,9 @@ def assert_custom_rules_match(
       rtol: Allowed relative formula gap of a leaf; never scaled by its size.
       rounding_rtol: Allowed relative rounding gap, in place of what is measured.
       exclude: Names of leaves or sub-trees of `args` that are held.
+      hazards: Whether to try the special points of the arguments as well: zeros, ties,
+        the ends of a domain, tiny and large numbers, duplicate indices, empty masks.
+        The report tells what came of each; kinks are accepted as elsewhere.
       variant: A chex variant or transformation that `fn` runs under: its rules are
         found there, those on several devices with the values of each.
       inconclusive: Whether an inconclusive check raises or warns.
@@ -276,7 +288,7 @@ def check(fn: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
       *args: As for `assert_autodiff_matches`.
       **options: Those of `assert_autodiff_matches` that say what to check: `argnums`,
         `order`, `modes`, `has_aux`, `trials`, `key`, `rtol`, `rounding_rtol`,
-        `exclude`, `variant`, `expect_differs`.
+        `exclude`, `hazards`, `variant`, `expect_differs`.
 
     Returns:
       The report, whatever its verdict; `print` shows all of it.

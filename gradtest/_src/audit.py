@@ -30,6 +30,7 @@ from gradtest._src.findings import (
     Exhibit,
     Finding,
     Gap,
+    Hazard,
     Report,
     Rule,
     Verdict,
@@ -62,6 +63,7 @@ class Audit:
       precision: What did not run in float64.
       hint: How the rule is declared, if it differs on purpose.
       exhibits: Arrays of what is wrong.
+      hazards: What came of each special point of its operands.
       has_second_order: Whether all of its second derivatives were judged.
     """
 
@@ -71,6 +73,7 @@ class Audit:
     precision: list[str] = dataclasses.field(default_factory=list)
     hint: str = ""
     exhibits: tuple[Exhibit, ...] = ()
+    hazards: tuple[Hazard, ...] = ()
     has_second_order: bool = False
 
 
@@ -120,6 +123,10 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
         audit.findings.append(_structure(use, _why_malformed(use, options, error)))
         return audit
     findings = _run(rule_check)
+    audit.hazards = tuple(
+        dataclasses.replace(tried, name=f"{use.rule.name}, {tried.name}")
+        for tried in rule_check.hazards
+    )
     explanation = explained(findings, rule_check.troubled, use.source)
     findings = with_branches(
         explanation.findings, rule_check.case, use.source, rule_check.function.renew
@@ -369,7 +376,8 @@ class ProgramAudit:
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         key = seeding.describe(self.options.key)
         verdict = worst(finding.verdict for finding in findings)
-        replay = f"gradtest.{assertion}({name}, ..., key={key})"
+        more = ", hazards=True" if self.options.hazards else ""
+        replay = f"gradtest.{assertion}({name}, ..., key={key}{more})"
         hints = [audit.hint for audit in audits if audit.hint]
         return Report(
             assertion=assertion,
@@ -390,6 +398,7 @@ class ProgramAudit:
             hint=hints[0] if hints else "",
             exhibits=tuple(x for audit in audits for x in audit.exhibits)[:MOST_LEAVES],
             inputs=() if verdict is Verdict.PASS else self._inputs(),
+            hazards=tuple(tried for audit in audits for tried in audit.hazards),
         )
 
     def _inputs(self) -> tuple[tuple[str, Any], ...]:

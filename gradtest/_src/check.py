@@ -25,9 +25,10 @@ from gradtest._src.claiming import Claiming, Claims
 from gradtest._src.devices import spanning
 from gradtest._src.execution import SlipError
 from gradtest._src.explain import explained
-from gradtest._src.findings import Finding, Gap, Report, Verdict, worst
+from gradtest._src.findings import Finding, Gap, Hazard, Report, Verdict, worst
 from gradtest._src.formula import judge_formula, overrules_exact
 from gradtest._src.hand_written import hand_written_findings
+from gradtest._src.hazards import special_arguments
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
 from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.options import Options
@@ -40,6 +41,7 @@ from gradtest._src.rounding import (
     judge_rounding,
     product_note,
 )
+from gradtest._src.special_verdict import Usual, is_ordinary, judge_special
 from gradtest._src.trust import Trust
 
 
@@ -91,6 +93,10 @@ class Check:
             raise TypeError(str(error)) from None
         self._evidence = Evidence()
         self._off_branch = False
+        # What came of each special point, and the gradient's usual size by level.
+        self.hazards: list[Hazard] = []
+        self._usual: dict[int, Usual] = {}
+        self.why_no_second_order = ""
         # The first case of each order that did not pass: what a failure is read from.
         self.troubled: dict[int, Case] = {}
 
@@ -115,7 +121,97 @@ class Check:
                 kept = found.get(place)
                 if kept is None or _rank(finding) > _rank(kept):
                     found[place] = finding
+        wrong = worst(finding.verdict for finding in found.values()) is Verdict.FAIL
+        if self.options.hazards and not wrong:
+            return [*self._at_special_points(), *found.values()]
         return list(found.values())
+
+    def _at_special_points(self) -> list[Finding]:
+        """Tries the special points; returns what is wrong at the first that fails."""
+        wrong: list[Finding] = []
+        points = list(special_arguments(self.inputs, self._first))
+        for name, point in progress.following(points, "special points"):
+            tried, found = self.at_point(name, point)
+            self.hazards.append(tried)
+            wrong = wrong or found
+        return wrong
+
+    def at_point(self, name: str, point: Point) -> tuple[Hazard, list[Finding]]:
+        """Tries one point, in every order that is checked.
+
+        Second derivatives are tried where numbers are of an ordinary size alone.
+
+        Args:
+          name: What is special about the point.
+          point: Values of the leaves, in the order of `inputs`.
+
+        Returns:
+          What came of it, and the findings of a claim that is wrong there.
+        """
+        tried, off_branch = Hazard(name, Verdict.PASS), self._off_branch
+        self._off_branch = False
+        try:
+            for level in range(self.options.order if is_ordinary(point) else 1):
+                if not self._has_level(level):
+                    break
+                tried, found = self._at_point(name, point, level)
+                if tried.verdict is not Verdict.PASS:
+                    return tried, found
+        finally:
+            self._off_branch = off_branch
+        return tried, []
+
+    def _has_level(self, level: int) -> bool:
+        """Whether there are programs of this order; of the second they are made."""
+        if level == 0:
+            return True
+        if self.why_no_second_order:
+            return False
+        try:
+            if level == len(self._programs):
+                self._usual_gradient(0)
+                self._add_second_order(self._first)
+            self._usual_gradient(level)
+        except Exception as error:  # whatever the second differentiation raises
+            says = (str(error).strip().splitlines() or [""])[0]
+            self.why_no_second_order = says or type(error).__name__
+            return False
+        return True
+
+    def _at_point(
+        self, name: str, point: Point, level: int
+    ) -> tuple[Hazard, list[Finding]]:
+        usual = self._usual_gradient(level)
+        traced, claims = self._programs[level], self._claims[level]
+        case = self._case(traced, claims, point, 0)
+
+        def judge(judged: Case) -> list[Finding]:
+            found = self._judge_case(level, judged, claims)
+            return found if level else self._reopened(found, point)
+
+        tried, found = judge_special(name, case, usual, judge)
+        if found and level == 1 and self._programs[2:]:
+            # Whether fwd calls its own rule decides what its second derivative is.
+            otherwise = self._at_point(name, point, 2)
+            if not otherwise[1]:
+                return otherwise
+        if found:
+            self.troubled.setdefault(traced.order, case)
+        return tried, found
+
+    def _reopened(self, found: list[Finding], point: Point) -> list[Finding]:
+        if self._programs[0].opened:
+            return self._judge_opened(found, point, 0)
+        return found
+
+    def _usual_gradient(self, level: int) -> Usual:
+        """Returns what the gradient is like at the first point."""
+        if level not in self._usual:
+            traced, claims = self._programs[level], self._claims[level]
+            case = self._case(traced, claims, self._first, 0)
+            self._evidence.add(case)
+            self._usual[level] = Usual.of(case)
+        return self._usual[level]
 
     def _draw(self, trial: int) -> Point:
         return self.inputs.draw(self.options.key, trial)
@@ -326,6 +422,7 @@ class Check:
             hint=self._hint(findings),
             exhibits=found.exhibits,
             inputs=found.inputs,
+            hazards=tuple(self.hazards),
         )
 
     def _subject(self) -> str:
@@ -334,6 +431,8 @@ class Check:
 
     def _not_compared(self) -> list[str]:
         """Names what a kind of check leaves out beyond what all leave out."""
+        if self.options.hazards and not self.hazards:
+            return ["special points (it fails at an ordinary one)"]
         return []
 
     def _precision(self) -> list[str]:
@@ -392,10 +491,11 @@ class Check:
         bad = [f for f in findings if f.verdict is not Verdict.PASS]
         if not bad:
             return ""
-        trial = f", trials={self.options.trials}" if self.options.trials > 1 else ""
+        more = f", trials={self.options.trials}" if self.options.trials > 1 else ""
+        more += ", hazards=True" if self.options.hazards else ""
         at = f"  # trial {bad[0].trial}" if self.options.trials > 1 else ""
         key = seeding.describe(self.options.key)
-        return f"gradtest.{assertion}({name}, ..., key={key}{trial}){at}"
+        return f"gradtest.{assertion}({name}, ..., key={key}{more}){at}"
 
 
 def _fits_together(case: Case) -> bool:

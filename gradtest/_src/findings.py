@@ -124,6 +124,21 @@ class Approximation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Hazard:
+    """What came of a claim at one special point of its arguments.
+
+    Attributes:
+      name: What is special there, as "x: all zero".
+      verdict: NOT_CHECKED where the function has no value there.
+      says: What else there is to say: a kink, why nothing is concluded.
+    """
+
+    name: str
+    verdict: Verdict
+    says: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """A custom rule that a program calls.
 
@@ -171,6 +186,7 @@ class Finding:
       notes: What else is to be known: a kink, a widened allowance.
       check: What was looked at: "derivative", "value", "linear", "vmap", ...
       rule: The custom rule that was looked at by itself, if any.
+      hazard: What is special about the point that it comes from, if anything.
     """
 
     name: str
@@ -193,6 +209,7 @@ class Finding:
     rule: Rule | None = None
     other_causes: tuple[Cause, ...] = ()
     line: Line | None = None
+    hazard: str = ""
 
     @property
     def strain(self) -> float:
@@ -234,6 +251,7 @@ class Report:
       exhibits: Arrays of the leaves that did not pass; a report that is read back
         from JSON has none.
       inputs: The arguments at the point of the failed trial, by leaf, for replaying.
+      hazards: What came of each special point of the arguments, where they were tried.
     """
 
     assertion: str
@@ -258,6 +276,7 @@ class Report:
     inputs: tuple[tuple[str, Any], ...] = dataclasses.field(
         default=(), compare=False, repr=False
     )
+    hazards: tuple[Hazard, ...] = ()
 
     def __str__(self) -> str:
         from gradtest._src.report import text

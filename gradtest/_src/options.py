@@ -28,6 +28,7 @@ class Options:
     exclude: Sequence[str] = ()
     variant: Callable[..., Any] | None = None
     expect_differs: Intentions | None = None
+    hazards: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError where an option makes no sense."""

@@ -232,7 +232,7 @@ def _measured_allowance(
         relative = max(case.working_eps, product_eps) ** _UNMEASURED_ROOT
         return [max(f, relative * norm(c)) for f, c in zip(floors, lifted, strict=True)]
     losses = [norm(p - e) for p, e in zip(plain, exact, strict=True)]
-    shaken = _losses_of_operands(case)
+    shaken = losses_of_operands(case)
     # One leaf may round well by luck: the usual leaf counts as well.
     parts = [
         loss / norm(e)
@@ -246,7 +246,7 @@ def _measured_allowance(
     ]
 
 
-def _losses_of_operands(case: Case) -> list[float]:
+def losses_of_operands(case: Case) -> list[float]:
     """Returns how far the exact derivative moves where operands are off by an ulp.
 
     A claim that is right for operands so near can't be asked for more: they were

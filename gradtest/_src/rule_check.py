@@ -10,7 +10,7 @@ from gradtest._src import intentions, jaxprs
 from gradtest._src.case import Case
 from gradtest._src.check import Check
 from gradtest._src.claiming import Claims, autodiff_claims
-from gradtest._src.findings import Finding, Gap, Verdict
+from gradtest._src.findings import Finding, Gap, Hazard, Verdict
 from gradtest._src.inputs import Inputs, Point
 from gradtest._src.options import Options
 from gradtest._src.program import Program
@@ -106,6 +106,21 @@ class RuleCheck(Check):
             for finding in found
             if not _is_open(finding)
         ]
+
+    def _at_point(
+        self, name: str, point: Point, level: int
+    ) -> tuple[Hazard, list[Finding]]:
+        tried, found = super()._at_point(name, point, level)
+        if level == 0:
+            return tried, found
+        wrong = [
+            dataclasses.replace(finding, check=SECOND_ORDER)
+            for finding in found
+            if not _is_open(finding)
+        ]
+        if found and not wrong:
+            tried = dataclasses.replace(tried, verdict=Verdict.INCONCLUSIVE)
+        return tried, wrong
 
     def _add_second_order(self, point: Point) -> None:
         try:

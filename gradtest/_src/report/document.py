@@ -48,6 +48,8 @@ def _summary(report: Report, chief: Finding) -> Iterator[Sentence]:
     """Yields the lines of a message below its headline."""
     if chief.rule is not None:
         yield Sentence(rules.whereabouts(chief.rule))
+    if chief.hazard:
+        yield Sentence(wording.special_point(report, chief), "Where")
     if chief.line is not None:
         label, says = wording.at_line(chief.line)
         yield Sentence(says, label)
@@ -100,6 +102,8 @@ def _sections(
         if whole:
             yield Section("Leaves", (tables.leaves(whole, "The verdict on each leaf"),))
     yield from _rules(report)
+    special = tables.hazards(report.hazards)
+    yield Section("Special points", (special,) if special.rows else ())
     for exhibit in report.exhibits:
         of = f"{exhibit.of}, " if exhibit.of else ""
         rule = f" of {legible.name(exhibit.rule.name)}" if exhibit.rule else ""
@@ -188,6 +192,8 @@ def _how(report: Report) -> Iterator[Block]:
     elif report.trials:
         trials = legible.counted(report.trials, "trial")
         pairs.append(("checked", f"order {report.order}, {trials}"))
+    if report.hazards:
+        pairs.append(("special points", wording.special_points(report)))
     pairs += [_labelled(line) for line in report.precision]
     if pairs:
         yield Facts(tuple(pairs))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradtest._src.findings import Exhibit, Finding, Gap, Rule, Verdict
+from gradtest._src.findings import Exhibit, Finding, Gap, Hazard, Rule, Verdict
 from gradtest._src.report import legible, rules, wording
 from gradtest._src.report.parts import Row, Table
 
@@ -111,6 +111,30 @@ def other_rules(found: Sequence[tuple[Rule, Verdict, int]]) -> Table:
         ("verdict", "rule", "kind", "looked at in", "where"),
         tuple(rows),
         "Further rules",
+        shown=SHOWN,
+        rest=f"and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else "",
+    )
+
+
+def hazards(found: Sequence[Hazard]) -> Table:
+    """Returns one row for each special point of which there is something to be said."""
+    told = [tried for tried in found if tried.says or tried.verdict is not Verdict.PASS]
+    told.sort(key=lambda tried: -tried.verdict.severity)
+    rows = [
+        Row(
+            (
+                tried.verdict.value,
+                legible.name(tried.name),
+                legible.one_line(tried.says),
+            ),
+            tried.verdict,
+        )
+        for tried in told
+    ]
+    return Table(
+        ("verdict", "special point", "remarks"),
+        tuple(rows),
+        "Special points",
         shown=SHOWN,
         rest=f"and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else "",
     )

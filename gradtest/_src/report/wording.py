@@ -131,6 +131,23 @@ def place(finding: Finding) -> str:
     return f"{legible.name(finding.name)}{kind}{mode}"
 
 
+def special_point(report: Report, finding: Finding) -> str:
+    """Says at which special point a finding was made, and whether it is alone."""
+    wrong = [tried for tried in report.hazards if tried.verdict is Verdict.FAIL]
+    more = f"; wrong at {len(wrong) - 1} more of these" if len(wrong) > 1 else ""
+    tried = legible.counted(len(report.hazards), "special point")
+    return f"{legible.name(finding.hazard)} ({tried} tried{more})."
+
+
+def special_points(report: Report) -> str:
+    """Counts what came of the special points."""
+    counts = {verdict: 0 for verdict in Verdict}
+    for tried in report.hazards:
+        counts[tried.verdict] += 1
+    told = [f"{count} {verdict.value}" for verdict, count in counts.items() if count]
+    return f"{len(report.hazards)} tried: {', '.join(told)}"
+
+
 def at_line(line: Line) -> tuple[str, str]:
     """Returns the label and the text of a line of source."""
     code = f": {legible.shortened(legible.one_line(line.code))}" if line.code else ""
