@@ -4,6 +4,7 @@ import pytest
 
 import gradtest
 from gradtest import Verdict, domains
+from gradtest._src.report import legible
 
 finite = gradtest.assert_grads_finite
 flow = gradtest.assert_grads_flow
@@ -39,7 +40,9 @@ def test_a_gradient_that_is_not_finite_is_named_with_place_and_count(dtype):
     found = report.leaf("p['w']")
     assert found.verdict is Verdict.FAIL
     assert found.entry.index == (1,)
-    assert found.cause.says == "2 of 4 entries are NaN although the value is finite"
+    counted = "2 of 4 entries are NaN although the value is finite: `sqrt` (line"
+    assert found.cause.says.startswith(counted)
+    assert "takes -1 at [1] and gives nan, and 0 * nan is NaN" in found.cause.says
 
 
 def test_a_complex_gradient_is_judged():
@@ -96,13 +99,20 @@ def test_the_message_of_a_gradient_that_is_not_finite():
 
     with pytest.raises(gradtest.GradientMismatch) as caught:
         finite(length, jnp.zeros(3))
+    line = length.__code__.co_firstlineno + 1
     assert str(caught.value) == (
         "assert_grads_finite failed: the gradient of length is not finite at x "
         "(float32[3]).\n"
+        f"  At: {legible.path(__file__)}:{line} in length: "
+        "return jnp.linalg.norm(x)  (the first number of the backward pass that is not "
+        "finite is made here)\n"
         "  x[0]: nan.\n"
-        "  Likely cause: 3 of 3 entries are NaN although the value is finite.\n"
-        "  Try: look for 0 * inf in an untaken `where` branch, sqrt or norm at 0, log "
-        "of 0; guard the argument inside the branch, not only the result.\n"
+        "  Likely cause: 3 of 3 entries are NaN although the value is finite: `sqrt` "
+        f"(line {line}) takes 0 and has no finite slope there, which `mul` turns to "
+        "NaN.\n"
+        "  Try: safe norm: `jnp.where(s > 0, jnp.sqrt(jnp.where(s > 0, s, 1)), 0)`, "
+        "with s for the sum of squares (verified: with it the value is the same and "
+        "the gradient finite).\n"
         "  Replay: gradtest.assert_grads_finite(length, ..., key=0)"
     )
 

@@ -206,9 +206,10 @@ assert_autodiff_matches failed: the gradient of norm is wrong at x (float32[3]).
   At: tests/test_messages.py:30 in norm: return jnp.sqrt(jnp.sum(x**2))  (the first \
 result that is infinite is made here)
   x[0]: claimed nan.
-  Likely cause: 3 of 3 entries are NaN although the value is finite.
-  Try: look for 0 * inf in an untaken `where` branch, sqrt or norm at 0, log of 0; \
-guard the argument inside the branch, not only the result.
+  Likely cause: 3 of 3 entries are NaN although the value is finite: `sqrt` (line 30) \
+takes 0 and has no finite slope there, which `integer_pow` turns to NaN.
+  Try: safe norm: `jnp.where(s > 0, jnp.sqrt(jnp.where(s > 0, s, 1)), 0)`, with s for \
+the sum of squares (verified: with it the value is the same and the gradient finite).
   Replay: gradtest.assert_autodiff_matches(norm, ..., key=0)""",
     ),
     "a value that is not finite": (
@@ -241,7 +242,8 @@ assert_autodiff_matches failed: the gradient of softplus loses its accuracy at x
   At: tests/test_messages.py:96 in backward: return (cotangent * jnp.exp(x) / (1 + \
 jnp.exp(x)),)  (its result is not finite here, and finite in float64)
   Likely cause: the custom_vjp rule of softplus (bwd at tests/test_messages.py:95) is \
-wrong at x: the formula is right, but evaluated in its own dtype it gives NaN or inf.
+wrong at x: the formula is right, but evaluated in its own dtype it gives NaN or inf: \
+inside of the rule of `softplus`, `exp` (line 96) takes 100 at [1] and gives inf.
   Try: rescale before exponentials, squares and divisions \
 (subtract the maximum), and give roots, norms and quotients a case of their own at zero.
   Replay: gradtest.assert_autodiff_matches(softplus, ..., key=0)""",

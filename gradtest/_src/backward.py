@@ -19,8 +19,9 @@ from gradtest._src import (
     variants,
 )
 from gradtest._src.findings import Cause, Entry, Finding, Gap, Report, Verdict, worst
-from gradtest._src.inputs import Leaf, Role, read_inputs
+from gradtest._src.inputs import Leaf, Point, Role, read_inputs
 from gradtest._src.lifting import Evaluator, widen
+from gradtest._src.nans import explaining
 from gradtest._src.options import Options
 from gradtest._src.program import Values
 from gradtest._src.silence import asking
@@ -73,9 +74,7 @@ class Backward:
         return map(self._run, range(self.options.trials))
 
     def _run(self, trial: int) -> Run:
-        point = self.first
-        if trial:
-            point = self.inputs.draw(self.options.key, trial)
+        point = self.point(trial)
         arguments = [list(point.moving), list(point.held), self.cotangents(trial)]
         with execution.working_precision():
             if self.claim.variant:
@@ -89,6 +88,10 @@ class Backward:
             results = execution.to_host(results)
         count = len(self.program.outputs)
         return Run(trial, results[:count], results[count:])
+
+    def point(self, trial: int) -> Point:
+        """Returns the arguments of a trial."""
+        return self.inputs.draw(self.options.key, trial) if trial else self.first
 
     def cotangents(self, trial: int) -> Values:
         """Returns 1 for a function of one real number, random ones for any other."""
@@ -192,10 +195,27 @@ def _finding(leaf: Leaf, verdict: Verdict, gap: Gap, **fields: Any) -> Finding:
 def judge_finite(backward: Backward) -> list[Finding]:
     """Judges whether any entry of a gradient is NaN or infinite."""
     found = [_finite_findings(backward, run) for run in backward.runs()]
-    return [
+    worst_of_each = [
         max(trials, key=lambda finding: finding.verdict.severity)
         for trials in zip(*found, strict=True)
     ]
+    return _with_equations(backward, worst_of_each)
+
+
+def _with_equations(backward: Backward, findings: list[Finding]) -> list[Finding]:
+    """Adds the equations that spoil a gradient, and what mends them."""
+    bad = [finding for finding in findings if finding.verdict is Verdict.FAIL]
+    if not bad or backward.claim.devices:
+        return findings
+    trial = bad[0].trial
+    told = explaining.explained(
+        [finding for finding in bad if finding.trial == trial],
+        backward.program,
+        backward.point(trial),
+        backward.cotangents(trial),
+    )
+    by_name = {finding.name: finding for finding in told}
+    return [by_name.get(finding.name, finding) for finding in findings]
 
 
 def _finite_findings(backward: Backward, run: Run) -> list[Finding]:

@@ -28,6 +28,7 @@ from gradtest._src.jaxprs import RuleSource
 from gradtest._src.localise.branching import branching_line
 from gradtest._src.localise.lines import guilty_line
 from gradtest._src.localise.naming import is_proved, return_line
+from gradtest._src.nans import explaining
 
 # A cause less likely than this gives way to a line that is proved.
 _UNSURE = 0.6
@@ -73,14 +74,30 @@ def explained(
         line = None
         if worst(f.verdict for f in wrong) is Verdict.FAIL:
             line = _line(case, wrong, source)
+        lined = [
+            _with_line(f, line) if f in wrong and f.verdict is Verdict.FAIL else f
+            for f in findings
+        ]
         return Explanation(
-            [
-                _with_line(f, line) if f in wrong and f.verdict is Verdict.FAIL else f
-                for f in findings
-            ],
+            _with_equations(case, lined),
             exhibits_of(case, wrong),
             inputs_at(case.program.inputs, case.point),
         )
+
+
+def _with_equations(case: Case, findings: list[Finding]) -> list[Finding]:
+    """Adds the equations that spoil a gradient, where JAX's own is not finite."""
+    claim = case.claim
+    if not claim.is_autodiff or claim.is_apart or claim.devices or claim.mode != "rev":
+        return findings
+    # The case is that of the point which gave the first trouble.
+    hazard = next(f.hazard for f in findings if f.verdict is not Verdict.PASS)
+    here = [i for i, finding in enumerate(findings) if finding.hazard == hazard]
+    told = explaining.explained(
+        [findings[i] for i in here], case.program, case.point, case.seed
+    )
+    by_place = dict(zip(here, told, strict=True))
+    return [by_place.get(i, finding) for i, finding in enumerate(findings)]
 
 
 def _with_line(finding: Finding, line: Line | None) -> Finding:

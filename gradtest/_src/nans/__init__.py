@@ -1,0 +1,1 @@
+"""Where a gradient stops being finite, and the guarded formula to use there."""
