@@ -19,9 +19,11 @@ PLOTS = ["matplotlib>=3.10,<4"]
 # The handwritten digits that an example trains on: a data set that is installed, not
 # downloaded. Nothing else of scikit-learn is used, so its newest version will do.
 EXAMPLES = ["scikit-learn>=1.6,<2"]
+# Searches for inputs that break a gradient, shrinks them and keeps them.
+HUNT = ["hypothesis>=6.150,<7"]
 # The examples are tested too; the pytest plugin also with workers, and what draws a
 # report's pictures.
-TEST = ["pytest>=9.1,<10", "pytest-xdist>=3.8,<4", *EXAMPLES, *PLOTS]
+TEST = ["pytest>=9.1,<10", "pytest-xdist>=3.8,<4", *EXAMPLES, *PLOTS, *HUNT]
 # A new release of a linter or a type checker may refuse what passed yesterday.
 LINT = ["ruff>=0.17.6,<0.18", "mypy>=2.4,<2.5"]
 
@@ -39,6 +41,7 @@ setup(
     install_requires=RUN_TIME,
     extras_require={
         "plots": PLOTS,
+        "hunt": HUNT,
         "examples": EXAMPLES,
         "test": TEST,
         "dev": TEST + LINT,

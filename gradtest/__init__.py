@@ -8,12 +8,13 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from gradtest import strategies as strategies
     from gradtest._src.public import *  # noqa: F403
 else:
 
     def __getattr__(name: str) -> _typing.Any:
-        if name == "domains":  # which what is public itself imports
-            return _importlib.import_module("gradtest.domains")
+        if name in ("domains", "strategies"):  # one imports what is public, or less
+            return _importlib.import_module(f"gradtest.{name}")
         if not name.startswith("_"):
             from gradtest._src import public
 

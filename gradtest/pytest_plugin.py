@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import pytest
 import gradtest
 from gradtest._src import session
 from gradtest._src.outputs import ReportFolder
+from gradtest._src.power import suite_options
 from gradtest._src.tally import Tally
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gradtest-report", metavar="DIR", help=_INI["gradtest_report"])
     for name, says in _INI.items():
         parser.addini(name, says, default="")
+    suite_options.add_options(parser, group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,6 +65,12 @@ def pytest_configure(config: pytest.Config) -> None:
         stack.enter_context(session.watching(watch.note))
         config.add_cleanup(stack.pop_all().close)
     config.pluginmanager.register(watch, "gradtest-watch")
+    power = suite_options.read_options(config)
+    if power is not None:
+        from gradtest._src.power.suite import PowerSuite
+
+        suite = PowerSuite(config, power, watch.paused)
+        config.pluginmanager.register(suite, suite_options.NAME)
 
 
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
@@ -87,10 +95,21 @@ class _Watch:
         self._fresh: list[Report] = []
         self._total = Tally()
         self._expected = 0
+        self._is_paused = False
 
     def note(self, report: Report) -> None:
         """Keeps a report until pytest makes its own of the test."""
-        self._fresh.append(report)
+        if not self._is_paused:
+            self._fresh.append(report)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes no notice of the tests that run inside."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -98,6 +117,8 @@ class _Watch:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Adds to pytest's report of a test what the assertions in it have found."""
         result = yield
+        if self._is_paused:
+            return result
         fresh, self._fresh = self._fresh, []
         if fresh:
             setattr(result, _TALLY, Tally.of(fresh).plain())

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
@@ -146,16 +146,22 @@ def _name(fn: Any) -> str:
 
 
 def settle(
-    name: str, report: Report, inconclusive: str, messages: MessageOptions
+    name: str,
+    report: Report,
+    inconclusive: str,
+    messages: MessageOptions,
+    more: Sequence[str] = (),
 ) -> Report:
     """Returns a report that passed; raises or warns about any other.
 
-    Of several processes' reports it is the one that all of them go by.
+    Of several processes' reports it is the one that all of them go by. Below its
+    message stand the lines of `more`.
     """
     report = session.tell(processes.agree(report))
     if report.verdict in (Verdict.PASS, Verdict.NOT_CHECKED):
         return report
-    error = messages.error(name, text.message(report), report)
+    says = "\n  ".join([text.message(report), *more])
+    error = messages.error(name, says, report)
     if report.verdict is Verdict.INCONCLUSIVE and inconclusive == "warn":
         warnings.warn(str(error), stacklevel=_users_frame())
         return report

@@ -18,10 +18,13 @@ from gradtest._src.gradients import assert_grads_flow as assert_grads_flow
 from gradtest._src.graphs import Graph as Graph
 from gradtest._src.graphs import GraphvizError as GraphvizError
 from gradtest._src.graphs import graph as graph
+from gradtest._src.hunting.asserting import hunt as hunt
 from gradtest._src.intentions import vjp as vjp
 from gradtest._src.parallel.assertion import (
     assert_parallel_grads_match as assert_parallel_grads_match,
 )
+from gradtest._src.power.report import Power as Power
+from gradtest._src.power.run import power as power
 from gradtest._src.products import assert_grads_agree as assert_grads_agree
 from gradtest._src.products import assert_hvp_matches as assert_hvp_matches
 from gradtest._src.products import assert_jvp_matches as assert_jvp_matches

@@ -16,6 +16,11 @@ Checked on jax 0.10.2 and 0.12.0; where they differ:
 from gradtest._src.jaxprs import kernels as kernels
 from gradtest._src.jaxprs.axes import devices_cut_to_one as devices_cut_to_one
 from gradtest._src.jaxprs.axes import free_axes as free_axes
+from gradtest._src.jaxprs.breaking import BoundRule as BoundRule
+from gradtest._src.jaxprs.breaking import in_the_name_of as in_the_name_of
+from gradtest._src.jaxprs.breaking import outside_of_traces as outside_of_traces
+from gradtest._src.jaxprs.breaking import rules_met as rules_met
+from gradtest._src.jaxprs.breaking import wanting as wanting
 from gradtest._src.jaxprs.holders import Eqn as Eqn
 from gradtest._src.jaxprs.holders import Jaxpr as Jaxpr
 from gradtest._src.jaxprs.holders import LinearSolve as LinearSolve

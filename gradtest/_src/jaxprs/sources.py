@@ -74,7 +74,31 @@ def read_rule(eqn: Eqn) -> RuleSource:
         part: params[param] for param, part in _RULE_PARTS.items() if param in params
     }
     primal: Any = getattr(program, "jaxpr", program)
-    primal = primal.debug_info
+    return source_of_parts(
+        _RULE_KINDS.get(eqn.primitive.name, eqn.primitive.name),
+        primal.debug_info,
+        parts,
+        bool(params.get("symbolic_zeros", False)),
+        params.get("num_consts", params.get("num_callee_consts", 0)),
+    )
+
+
+def source_of_parts(
+    kind: str,
+    primal: Any,
+    parts: dict[str, Any],
+    symbolic_zeros: bool,
+    num_consts: int = 0,
+) -> RuleSource:
+    """Returns where a rule was written.
+
+    Args:
+      kind: See `RuleSource`.
+      primal: JAX's debugging information of the rule's function.
+      parts: The rule's hand-written functions, as JAX wraps them, by name.
+      symbolic_zeros: See `RuleSource`.
+      num_consts: See `RuleSource`.
+    """
     user = _user_code(primal.func_src_info)
     if not user and "fwd" in parts:
         user = _authors(parts["fwd"])[0]
@@ -88,12 +112,12 @@ def read_rule(eqn: Eqn) -> RuleSource:
     names = primal.arg_names or getattr(fwd, "arg_names", None) or ()
     return RuleSource(
         name=identity.rpartition(" at ")[0] or identity,
-        kind=_RULE_KINDS.get(eqn.primitive.name, eqn.primitive.name),
+        kind=kind,
         identity=identity,
         where=(identity, *where),
         operands=tuple(names),
-        num_consts=params.get("num_consts", params.get("num_callee_consts", 0)),
-        symbolic_zeros=bool(params.get("symbolic_zeros", False)),
+        num_consts=num_consts,
+        symbolic_zeros=symbolic_zeros,
     )
 
 
@@ -196,7 +220,7 @@ def _levels(start: Any, depth: int = 12) -> Iterator[list[Any]]:
         level = [held for item in level for held in _held_by(item)]
 
 
-def _inside(start: Any) -> Iterator[Any]:
+def inside(start: Any) -> Iterator[Any]:
     """Yields everything that a wrapped function holds, outermost first."""
     return (item for level in _levels(start) for item in level)
 
@@ -210,7 +234,7 @@ def captured(eqn: Eqn) -> Any:
     parts = [eqn.params[param] for param in _RULE_PARTS if param in eqn.params]
     found = []
     for part in parts:
-        for item in _inside(part):
+        for item in inside(part):
             if inspect.isfunction(item) and _user_code(_source_of(item)):
                 found.append(_held_values(item, _DEPTH))
             if type(item).__name__ == _STATIC:
@@ -262,7 +286,7 @@ def closed_over(eqn: Eqn) -> dict[int, Any]:
     return {
         id(item): getattr(item, "val", None)
         for part in parts
-        for item in _inside(part)
+        for item in inside(part)
         if isinstance(item, jax.core.Tracer)
     }
 
@@ -298,7 +322,7 @@ def rule_layout(eqn: Eqn) -> RuleLayout:
     _differentiate(eqn)
     held = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
     tree, batches = None, []
-    for item in _inside(held) if held is not None else ():
+    for item in inside(held) if held is not None else ():
         if inspect.isfunction(item) and item.__name__ == "new_bwd":
             batches.append(_vjp_batch(item, len(eqn.outvars)))
         stores = getattr(item, "stores", ())

@@ -1,0 +1,1 @@
+"""Hunts for the inputs at which a derivative is wrong."""
