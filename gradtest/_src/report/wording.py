@@ -141,7 +141,7 @@ def special_point(report: Report, finding: Finding) -> str:
 
 def special_points(report: Report) -> str:
     """Counts what came of the special points."""
-    counts = {verdict: 0 for verdict in Verdict}
+    counts = dict.fromkeys(Verdict, 0)
     for tried in report.hazards:
         counts[tried.verdict] += 1
     told = [f"{count} {verdict.value}" for verdict, count in counts.items() if count]
