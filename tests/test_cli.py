@@ -114,6 +114,15 @@ def test_options_reach_the_assertions(run, tmp_path):
     assert "x (float32[4])" not in out
 
 
+def test_special_points_are_tried_where_they_are_asked_for(run):
+    assert run("check", "model.py:leaky")[0] == 0
+    code, out, _ = run("check", "model.py:leaky", "--hazards", "-q")
+    assert (code, out.count("FAIL: ")) == (1, 2)
+    code, out, _ = run("rules", "model.py:leaky", "--hazards")
+    assert code == 1
+    assert "special points tried" in out
+
+
 def test_double_precision_is_for_the_command_alone(run):
     before = jax.config.values["jax_enable_x64"]
     code, out, _ = run("check", "model.py:right", "--x64", "--args", ":undefined_args")

@@ -293,3 +293,43 @@ def test_a_rule_without_a_second_derivative_is_still_tried():
         lambda x: rule(x).sum(), _normal(3), hazards=True
     )
     assert len(report.hazards) > 10
+
+
+def test_a_python_number_has_special_points_too():
+    def fn(x):
+        return jnp.sqrt(x * x)
+
+    report = gradtest.check(fn, 3.0, hazards=True)
+    assert "x: all negative" in [tried.name for tried in report.hazards]
+
+
+@pytest.mark.parametrize("given", [1, "yes", None])
+def test_what_is_no_choice_is_refused(given):
+    with pytest.raises(TypeError, match="`hazards` must be True or False"):
+        gradtest.check(jnp.tanh, _normal(3), hazards=given)
+
+
+def test_traced_values_have_no_special_points():
+    def fn(x):
+        gradtest.assert_autodiff_matches(jnp.tanh, x, hazards=True)
+        return x
+
+    with pytest.raises(ValueError, match="`hazards` needs values"):
+        jax.jit(fn)(_normal(3))
+
+
+@pytest.mark.devices
+def test_an_array_over_several_devices_stays_there_at_its_special_points():
+    mesh = jax.make_mesh((8,), ("d",))
+    over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+
+    @jax.shard_map(
+        mesh=mesh, in_specs=over.spec, out_specs=jax.sharding.PartitionSpec()
+    )
+    def loss(x):
+        return jax.lax.pmean(jnp.sum(jnp.tanh(x)), "d")
+
+    x = jax.device_put(_normal(8, 4), over)
+    report = gradtest.assert_autodiff_matches(loss, x, hazards=True)
+    assert len(report.hazards) > 10
+    assert not _named(report, Verdict.FAIL)

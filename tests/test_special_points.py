@@ -131,3 +131,9 @@ def test_given_arrays_are_taken_for_numbers_indices_or_masks():
 
 def test_an_empty_array_has_no_special_points():
     assert special_values(np.zeros((0, 3))) == {}
+
+
+def test_infinities_that_are_given_make_no_point_nan():
+    found = special_values(np.array([-np.inf, 1.0, 2.0], np.float32))
+    assert found
+    assert not any(np.isnan(point).any() for point in found.values())

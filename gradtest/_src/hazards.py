@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gradtest import domains
+from gradtest._src import execution
 from gradtest._src.devices import spanning
 from gradtest._src.inputs import Inputs, Leaf, Point, Role
 from gradtest._src.special_points import special_points, special_values
@@ -101,12 +103,14 @@ def _groups(
 
 def _is_plain(value: Any) -> bool:
     """Whether a leaf has numbers, all of them here."""
+    if isinstance(value, float | complex):
+        return True
     dtype = getattr(value, "dtype", None)
     return isinstance(dtype, np.dtype) and not spanning.spans(value)
 
 
 def _points(leaf: Leaf, value: Any) -> dict[str, np.ndarray]:
-    array = np.asarray(value)
+    array = np.asarray(value, leaf.dtype)
     if isinstance(leaf.source, domains.Domain):
         return special_points(leaf.source, array)
     return special_values(array)
@@ -115,5 +119,13 @@ def _points(leaf: Leaf, value: Any) -> dict[str, np.ndarray]:
 def _with(point: Point, values: dict[int, np.ndarray], moving: int) -> Point:
     whole = [*point.moving, *point.held]
     for k, value in values.items():
-        whole[k] = value
+        whole[k] = _like(whole[k], value)
     return Point(tuple(whole[:moving]), tuple(whole[moving:]))
+
+
+def _like(given: Any, value: np.ndarray) -> Any:
+    """Returns a value as the leaf came: a Python number, or laid over devices."""
+    if not hasattr(given, "dtype"):
+        return value.item()
+    spread = execution.spread_of(given)
+    return value if spread is None else jax.device_put(value, spread)

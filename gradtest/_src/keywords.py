@@ -82,6 +82,11 @@ def settled(
         key = seeding.describe(options.key)
         return session.tell(Report(name, _name(fn), Verdict.NOT_CHECKED, key=key))
     if subject is not None and subject.is_traced():
+        if options.hazards:
+            raise ValueError(
+                "`hazards` needs values, and the arguments are traced: call "
+                f"`{name}` outside of jit, grad, vmap and pmap."
+            )
         return in_trace.add_checks(
             name, subject, options, chosen.inconclusive, chosen.messages
         )

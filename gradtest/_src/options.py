@@ -48,6 +48,8 @@ class Options:
             raise ValueError(
                 f"`modes` must be None or name some of {MODES}, got {self.modes!r}."
             )
+        if not isinstance(self.hazards, bool):
+            raise TypeError(f"`hazards` must be True or False, got {self.hazards!r}.")
         check_intentions(self.expect_differs)
         if self.variant is not None and not callable(self.variant):
             raise TypeError(f"`variant` must be callable, got {self.variant!r}.")

@@ -100,9 +100,11 @@ def _reports(chosen: argparse.Namespace, under_test: Subject) -> Iterator[Report
     grad_fn = under_test.others.get("--grad")
     if grad_fn is not None:
         claim = (fn, grad_fn, *args)
-        yield report_of(chosen, gradtest.assert_grad_matches, *claim, **shared)
+        further = options.chosen(chosen, "hazards")
+        assertion = gradtest.assert_grad_matches
+        yield report_of(chosen, assertion, *claim, **shared, **further)
         return
-    declared = intentions(under_test.others)
+    declared = intentions(under_test.others) | options.chosen(chosen, "hazards")
     further = declared | options.chosen(chosen, "order", "modes")
     yield report_of(chosen, gradtest.check, fn, *args, **shared, **further)
     rules = _users_rules(under_test, shared)

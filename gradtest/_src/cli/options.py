@@ -58,6 +58,10 @@ def add_checking(parser: argparse.ArgumentParser, order: str) -> None:
         "--seed", type=int, metavar="N", help="fixes every draw (default: 0)"
     )
     what.add_argument(
+        "--hazards", action="store_true", default=None,
+        help="also the special points of the arguments: zeros, ties, saturation, ends",
+    )  # fmt: skip
+    what.add_argument(
         "--has-aux", action="store_true", default=None,
         help="the function returns a pair of its result and auxiliary data",
     )  # fmt: skip

@@ -87,7 +87,7 @@ def _show_listing(listing: Listing, chosen: argparse.Namespace) -> int:
 def _audit(chosen: argparse.Namespace, under_test: Subject) -> Report:
     import gradtest
 
-    keywords = options.chosen(chosen, *options.SHARED, "order", "only")
+    keywords = options.chosen(chosen, *options.SHARED, "order", "only", "hazards")
     keywords |= intentions(under_test.others)
     return report_of(
         chosen,

@@ -93,6 +93,7 @@ class _Pair:
 
     def __init__(self, right: RuleUse, broken: RuleUse, key: Any):
         call, wrong = RuleCall(right), RuleCall(broken)
+        wrong.arguments()  # which of its results are infinite is read before a trace
         self._call, self._key = call, key
         self.inputs: Inputs = read_inputs(
             call, call.arguments(), argnums=call.argnums(), names=call.names()

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from gradtest._src import jaxprs
+from gradtest._src import kit as _kit  # noqa: F401  registers every primitive
 from gradtest._src.jaxprs import Eqn
 from gradtest._src.lifting import Evaluator, is_inexact
 
