@@ -235,6 +235,19 @@ def test_where_the_function_has_no_value_nothing_is_checked():
     assert report.verdict is Verdict.PASS
 
 
+@pytest.mark.parametrize("fn", [jnp.sqrt, jnp.arccos, lambda x: x**0.5 + x])
+def test_an_edge_of_where_a_function_has_values_is_no_mistake(fn):
+    def total(x):
+        return jnp.sum(fn(x))
+
+    inside = jnp.array([0.3, 0.5, 0.9])
+    report = gradtest.assert_autodiff_matches(total, inside, hazards=True)
+    assert _named(report, Verdict.NOT_CHECKED)
+    ends = domains.uniform(3, 0.0, 1.0)
+    failed = _named(gradtest.check(total, ends, hazards=True), Verdict.FAIL)
+    assert failed[0] in ("x: one 0", "x: one 1")  # the user said that it goes there
+
+
 def test_a_domain_brings_its_own_special_points():
     def entropy(p):
         return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))

@@ -16,6 +16,7 @@ import numpy as np
 
 from gradtest._src import rounding
 from gradtest._src.case import Case, norm
+from gradtest._src.domain import Domain
 from gradtest._src.findings import Finding, Gap, Hazard, Verdict, worst
 from gradtest._src.gaps import leaf_gap
 from gradtest._src.inputs import Point
@@ -31,6 +32,8 @@ _STEPS, _SLOPE, _NOISE = (1e-6, 1e-8), 1e-3, 1e-15
 _SMALLEST, _LARGEST = 1e-9, 1e3
 # What four runs with every operation off by an ulp show of all that may happen.
 _NOISE_FACTOR = 4
+# So near a point, relative to its size, a function is finite or at an edge.
+_NEAR = 1e-3
 # Numbers so much larger than usual are still usual.
 _USUAL = 2
 
@@ -102,6 +105,9 @@ def judge_special(
         return Hazard(name, Verdict.PASS), []
     found = judge(case)
     wrong = [f for f in found if f.verdict is Verdict.FAIL and special.counts(f)]
+    if wrong and special.is_at_an_edge():
+        says = "an edge of where the function has values, and a slope"
+        return Hazard(name, Verdict.NOT_CHECKED, says), []
     if wrong and special.is_hidden_kink():
         verdict = Verdict.PASS if special.agrees_with_autodiff() else _OPEN
         return Hazard(name, verdict, "kink: the function has no derivative there"), []
@@ -169,6 +175,22 @@ class _Special:
             gap <= _FLOOR * scale or gap <= _NOISE_FACTOR * case.evaluation_noise(i)
             for i, (gap, scale) in enumerate(zip(gaps, self._scales(), strict=True))
         )
+
+    def is_at_an_edge(self) -> bool:
+        """Whether the slope is infinite where the function ends, as sqrt does at 0.
+
+        Where the user declared a domain with its ends, they count.
+        """
+        case = self._case
+        if all(isinstance(leaf.source, Domain) for leaf in case.leaves):
+            return False
+        if all(np.isfinite(array).all() for array in case.readings.claimed):
+            return False
+        for purpose in ("edge", "another edge"):
+            along = {i: case.direction(i, purpose) for i in range(len(case.leaves))}
+            if not all(map(math.isfinite, self._slopes(along, _NEAR))):
+                return True
+        return False
 
     def is_hidden_kink(self) -> bool:
         """Whether slopes don't add up, so that nothing is the derivative.
