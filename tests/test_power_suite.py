@@ -332,7 +332,12 @@ def test_it():
             ("--gradtest-power", "test_inner.py"),
             "takes a module or package, got 'test_",
         ),
-        (("--gradtest-power", "tests"), "takes a module or package, got 'tests'"),
+        (
+            ("--gradtest-power", "tests"),
+            "takes a module or package, got 'tests' behind a space: write "
+            "--gradtest-power=tests",
+        ),
+        (("--gradtest-power-fail-under=90",), "-fail-under needs --gradtest-power"),
         (
             ("--gradtest-power", "--gradtest-power-mutants=0"),
             "must be at least 1, got 0",
@@ -361,6 +366,23 @@ def test_a_module_that_is_not_there_is_named(pytester):
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     told = result.stdout.str() + result.stderr.str()
     assert "--gradtest-power=no_such_module: it can't be imported" in told
+    assert "passed" not in told
+
+
+def test_a_module_without_rules_is_told(pytester):
+    pytester.makepyfile(test_inner="def test_it():\n    pass")
+    options = ("-p", "no:xdist", *_PLUGIN, "--gradtest-power=json")
+    result = pytester.runpytest_inprocess(*options)
+    result.stdout.fnmatch_lines(
+        ["*no mutant to run, no custom rule of json was found*"]
+    )
+
+
+def test_nothing_is_told_where_tests_are_only_listed(pytester):
+    pytester.makepyfile(test_inner="def test_it():\n    pass")
+    options = ("-p", "no:xdist", *_PLUGIN, "--gradtest-power", "--collect-only")
+    result = pytester.runpytest_inprocess(*options)
+    result.stdout.no_fnmatch_line("*gradtest power*")
 
 
 # --- its parts ----------------------------------------------------------------------

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from gradtest._src import (
@@ -115,7 +114,9 @@ class Backward:
             run = Evaluator(wide=False, hoisted=hoisted)
             return run(claim.jaxpr, [*moving, *held, *seed])
 
-        return execution.cached(("backward", claim.key), lambda: jax.jit(function))
+        return execution.cached(
+            ("backward", claim.key), lambda: execution.jit_as_written(function)
+        )
 
     def rule_free(self, *, lifted: bool) -> Values | None:
         """Returns the first trial's gradient without custom rules, if there is one.

@@ -177,6 +177,17 @@ def _compile_quickly(lowered: Any) -> Any:
     return lowered.compile()
 
 
+def jit_as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Jits a function in such a way that 0 * NaN stays NaN.
+
+    XLA makes of a product with a mask a choice, and so hides a NaN that the function
+    has where it runs without `jax.jit`. An accelerator's compiler is left as it is.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.jit(function)
+    return jax.jit(function, compiler_options={"xla_disable_hlo_passes": "algsimp"})
+
+
 _programs: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 _programs_lock = threading.Lock()
 

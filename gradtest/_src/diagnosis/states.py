@@ -98,13 +98,14 @@ def not_finite(claimed: np.ndarray, scene: Scene | None = None) -> Cause:
     """
     bad = ~np.isfinite(claimed)
     count = int(bad.sum())
-    kind = "NaN" if np.isnan(claimed).any() else "infinite"
+    nans = int(np.isnan(claimed).sum())
+    kind = "NaN" if nans else "infinite"
+    are = kind if nans in (0, count) else "NaN or infinite"
     where = where_in_words(bad, scene) if scene is not None else ""
     at = f", exactly where {where}" if where else ""
     return Cause(
         f"{kind} gradient",
-        f"{count} of {claimed.size} entries are {kind} although the value is "
-        f"finite{at}",
+        f"{count} of {claimed.size} entries are {are} although the value is finite{at}",
         "look for 0 * inf in an untaken `where` branch, sqrt or norm at 0, log of 0; "
         "guard the argument inside the branch, not only the result",
     )

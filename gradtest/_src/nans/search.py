@@ -25,8 +25,12 @@ from gradtest._src.options import DEFAULT_RTOL
 _MOST_REMEDIES = 4
 # ... and programs of more steps are only looked into.
 _MOST_EVENTS = 4000
+# The search ends where it has run so many equations, ...
+_MOST_RUN = 100_000
+# ... and asks programs with more than so many for less.
+_MANY_EVENTS = 300
 # At so many ordinary points is a guarded form compared, of so many tried.
-_POINTS, _TRIED = 2, 16
+_POINTS, _TRIED, _TRIED_IF_LONG = 2, 16, 8
 _MOST_SLOPES = 3
 # What a value in working precision may be off by, to be taken for the same at first.
 _ROUGHLY = 1e-2
@@ -68,15 +72,23 @@ class Search:
         self._jaxpr = jaxpr
         self._here: At = (list(point.moving), list(held))
         self._remedies: dict[bool, tuple[Remedy, ...]] = {}
+        self._mended_gradients: dict[bool, list[Any]] = {}
         self._seed = list(seed)
         self._derivatives: dict[Any, Jaxpr] = {}
+        self._events_run = 0
 
     def _tape(self, guards: Guards, at: At | None = None, *, wide: bool) -> Tape:
         moving, held = self._here if at is None else at
-        return Tape(
+        tape = Tape(
             self._jaxpr, moving, held, wide=wide, guards=guards,
             derivatives=self._derivatives,
         )  # fmt: skip
+        self._events_run += len(tape.events)
+        return tape
+
+    def _end_if_long(self) -> None:
+        if self._events_run > _MOST_RUN:
+            raise TooLargeError
 
     def _back(self, guards: Guards, at: At | None = None, *, wide: bool) -> Backward:
         return Backward(self._tape(guards, at, wide=wide), self._seed)
@@ -88,6 +100,10 @@ class Search:
     @functools.cached_property
     def _lifted(self) -> Backward:
         return self._back({}, wide=True)
+
+    @property
+    def _is_long(self) -> bool:
+        return len(self._plain.tape.events) > _MANY_EVENTS
 
     def trail(self, leaf: int, index: Index | None) -> Trail | None:
         """Returns where one leaf's gradient stops being finite, and what mends it.
@@ -101,7 +117,10 @@ class Search:
         trail = origin or wide
         if trail is None:
             return None
-        sides = self._sides(self._here, leaf, trail.entry)
+        try:
+            sides = self._sides(self._here, leaf, trail.entry)
+        except TooLargeError:
+            sides = None
         if (origin is None) not in self._remedies:
             self._remedies[origin is None] = self._mended(trail, wide=origin is None)
         found = self._remedies[origin is None]
@@ -118,8 +137,10 @@ class Search:
     ) -> complex | None:
         if not found:
             return None
-        guards = _guards(found, (self._lifted if wide else self._plain).tape)
-        gradient = self._back(guards, wide=wide).gradient[origin.leaf]
+        if wide not in self._mended_gradients:
+            guards = _guards(found, (self._lifted if wide else self._plain).tape)
+            self._mended_gradients[wide] = self._back(guards, wide=wide).gradient
+        gradient = self._mended_gradients[wide][origin.leaf]
         return as_number(_float64(gradient)[origin.entry])
 
     # --- what mends it ----------------------------------------------------------------
@@ -133,7 +154,10 @@ class Search:
         """
         if len(self._plain.tape.events) > _MOST_EVENTS:
             return ()
-        return next(self._proved(origin, (), wide), ())
+        try:
+            return next(self._proved(origin, (), wide), ())
+        except TooLargeError:
+            return ()
 
     def _proved(
         self, origin: Origin, before: tuple[Remedy, ...], wide: bool
@@ -144,6 +168,7 @@ class Search:
         for remedy in remedies(origin, tape):
             if id(remedy.event.eqn) in known:
                 continue
+            self._end_if_long()
             chosen = (*before, remedy)
             guards = _guards(chosen, tape)
             back = self._attempt(guards, wide)
@@ -197,7 +222,8 @@ class Search:
         """
         rest = []
         count = 0
-        for k in range(_TRIED):
+        for k in range(_TRIED_IF_LONG if self._is_long else _TRIED):
+            self._end_if_long()
             at = _ordinary(self._here, k)
             old = self._back({}, at, wide=True)
             if not all(map(is_finite, _values(old))):
@@ -255,12 +281,13 @@ class Search:
           bad: The entries that are asked about, of each leaf.
           strictly: Whether differences must settle.
         """
+        count = 1 if self._is_long else _MOST_SLOPES
         asked = [
             (leaf, tuple(int(i) for i in place))
             for leaf, entries in enumerate(bad)
-            for place in np.argwhere(entries)[:_MOST_SLOPES]
+            for place in np.argwhere(entries)[:count]
         ]
-        for leaf, index in asked[: 2 * _MOST_SLOPES]:
+        for leaf, index in asked[: 2 * count]:
             found = self._sides(at, leaf, index)
             if found is None or (strictly and None in found.slopes):
                 if strictly:
@@ -276,6 +303,7 @@ class Search:
             return None
 
         def value(point: Sequence[Any]) -> float:
+            self._end_if_long()
             outputs = self._tape({}, (list(point), at[1]), wide=True).outputs
             return sum(
                 float(np.real(np.sum(np.asarray(widen(s)) * np.asarray(out.value))))
@@ -284,6 +312,8 @@ class Search:
 
         try:
             return slopes.sides(value, moving, leaf, index)
+        except TooLargeError:
+            raise
         except Exception:  # a program that does not run nearby says nothing
             return None
 
@@ -334,7 +364,7 @@ def _ordinary(here: At, k: int) -> At:
     generator = seeding.generator(0, "ordinary", k)
 
     def moved(value: Any) -> Any:
-        if not is_inexact(getattr(np.asarray(value), "dtype", None)):
+        if not is_inexact(jnp.result_type(value)):
             return value
         wide = np.asarray(widen(value))
         size = float(np.sqrt(np.mean(np.abs(wide) ** 2))) if wide.size else 1.0

@@ -13,6 +13,10 @@ _STEPS = (1e-4, 1e-6, 1e-8)
 # A slope that settles changes by less than this part of it over the last two steps; one
 # that has no bound grows by more than this factor with each step.
 _SETTLED, _GROWS = 1e-3, 1.3
+# It keeps to so much of its growth from step to step.
+_KEEPS = 0.6
+# Growth by the same amount, as that of a logarithm, is by no larger factor than this.
+_SLOWLY = 4
 # Of the value, for each unit of the smallest step: what float64 loses of it.
 _NOISE = 1e-6
 
@@ -81,5 +85,18 @@ def _limit(slopes: Sequence[float], noise: float) -> float | None:
     if abs(last - second) <= _SETTLED * max(abs(last), abs(second)) + noise:
         return last
     if abs(last) > _GROWS * abs(second) > _GROWS**2 * abs(first):
-        return float(np.copysign(np.inf, last))
+        return float(np.copysign(np.inf, last)) if _goes_on(slopes) else None
     return None
+
+
+def _goes_on(slopes: Sequence[float]) -> bool:
+    """Whether slopes that grow do so as before: by a factor, or by an amount.
+
+    A slope that is bounded at last, far up, grows by ever less.
+    """
+    first, second, last = map(abs, slopes)
+    if not first:
+        return True
+    by_factor = np.log(last / second) > _KEEPS * np.log(second / first)
+    by_amount = abs((last - second) / (second - first) - 1) < 1 - _KEEPS
+    return bool(by_factor or (by_amount and second < _SLOWLY * first))

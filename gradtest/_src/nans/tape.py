@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from gradtest._src import execution, jaxprs
 from gradtest._src.jaxprs import Eqn, Jaxpr, Place
 from gradtest._src.lifting import Evaluator, is_inexact, widen
+from gradtest._src.nans.on_numpy import QuickEvaluator
 
 # Programs that take more steps, or more entries to keep, are not looked into.
 _MOST_EVENTS, _MOST_ENTRIES = 20_000, 30_000_000
@@ -109,7 +110,7 @@ class Tape:
         self.wide = wide
         self.events: list[Event] = []
         self._guards = guards or {}
-        self._run = Evaluator(wide=wide)
+        self._run = QuickEvaluator(wide=wide)
         self._lines: dict[int, Place | None] = {}
         self._entries = 0
         self._derivatives = {} if derivatives is None else derivatives
@@ -128,9 +129,12 @@ class Tape:
             ]
             self.outputs = self._open(jaxpr, self.inputs, None, None)
 
-    def settings(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def settings(self) -> Iterator[None]:
         """Settings for all that is computed of the tape's values."""
-        return execution.float64() if self.wide else execution.working_precision()
+        how = execution.float64 if self.wide else execution.working_precision
+        with how(), np.errstate(all="ignore"):
+            yield
 
     def _value(self, value: Any, aval: Any) -> Any:
         if self.wide:
@@ -310,12 +314,11 @@ class Tape:
         present = [k for k, ct in enumerate(cotangents) if ct is not None]
         given = [cotangents[k] for k in present]
         operands = [node.value for node in event.operands]
-        with self.settings():
-            if event.compute is not None:
-                pulled = _derivative(event.compute, moving, present, operands, given)
-            else:
-                program = self.derivative(event, tuple(moving), tuple(present))
-                pulled = self._run(program, [*operands, *given])
+        if event.compute is not None:
+            pulled = _derivative(event.compute, moving, present, operands, given)
+        else:
+            program = self.derivative(event, tuple(moving), tuple(present))
+            pulled = self._run(program, [*operands, *given])
         found: Values = [None] * len(operands)
         for i, value in zip(moving, pulled, strict=True):
             found[i] = value

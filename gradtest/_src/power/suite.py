@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -56,10 +58,12 @@ class PowerSuite:
             return (yield)
         from gradtest._src.power.suite_seen import Observer
 
+        self._refuse_unknown(self._options.module)
         self._observer = Observer(self._options.module)
         with self._observer.watching():
             result = yield
-        self._results = Results(sample=self._options.mutants, is_whole=False)
+        self._results = self._nothing()
+        self._results.is_whole = False
         with self._unwatched(), suite_items.apart():
             self._run(session)
         return result
@@ -127,6 +131,26 @@ class PowerSuite:
         trial.run(items)
         self._results.is_whole = True
 
+    def _refuse_unknown(self, module: str) -> None:
+        """Refuses a name that is no module's, before the tests take their time."""
+        is_worker = hasattr(self._config, "workerinput")
+        if not module or is_worker or module in sys.modules:
+            return
+        try:
+            is_known = importlib.util.find_spec(module) is not None
+        except ImportError:
+            is_known = False
+        if not is_known:
+            raise pytest.UsageError(
+                f"--gradtest-power={module}: it can't be imported (no module has this "
+                "name)"
+            )
+
+    def _nothing(self) -> Results:
+        return Results(
+            sample=self._options.mutants, of=self._options.module or "your code"
+        )
+
     def _import(self, module: str) -> None:
         """Imports the module that was asked for: no test may have done so."""
         try:
@@ -161,7 +185,7 @@ class PowerSuite:
         """Joins what an xdist worker has found."""
         plain = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if self._results is None:
-            self._results = Results(sample=self._options.mutants)
+            self._results = self._nothing()
         if plain is None:  # it crashed, or was stopped
             self._results.is_whole = False
             return
@@ -171,7 +195,8 @@ class PowerSuite:
         self, terminalreporter: pytest.TerminalReporter
     ) -> None:
         """Writes what was found."""
-        if self._config.get_verbosity() < -1:
+        is_listing = self._config.getoption("collectonly", False)
+        if is_listing or self._config.get_verbosity() < -1:
             return
         terminalreporter.write_sep("=", "gradtest power")
         if self._results is None:

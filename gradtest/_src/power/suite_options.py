@@ -69,6 +69,7 @@ def read_options(config: pytest.Config) -> PowerOptions | None:
     """
     module = config.getoption("gradtest_power")
     if module is None:
+        _refuse_alone(config)
         return None
     _refuse_path(config, module)
     mutants = _number(config, "gradtest_power_mutants", int)
@@ -92,11 +93,20 @@ def _refuse_path(config: pytest.Config, module: str) -> None:
         for before, value in itertools.pairwise(given)
     )
     if module and (is_apart or not is_name):
+        behind = " behind a space" if is_apart else ""
+        meant = module if is_name else "my_package.layers"
         raise pytest.UsageError(
-            f"{_OPTION} takes a module or package, got {module!r}: write "
-            f"{_OPTION}=my_package.layers for one, or {_OPTION} behind the paths for "
-            "all"
+            f"{_OPTION} takes a module or package, got {module!r}{behind}: write "
+            f"{_OPTION}={meant} for its rules, or {_OPTION} behind the paths for all "
+            "rules"
         )
+
+
+def _refuse_alone(config: pytest.Config) -> None:
+    """Refuses options that would do nothing: no share of mutants would be asked for."""
+    for name in ("mutants", "fail-under"):
+        if config.getoption(f"gradtest_power_{name.replace('-', '_')}") is not None:
+            raise pytest.UsageError(f"{_OPTION}-{name} needs {_OPTION}")
 
 
 def _number(

@@ -106,6 +106,7 @@ class Results:
       left_out: Why tests were not run against mutants.
       sample: How many mutants of each rule were wanted; None for all.
       is_whole: Whether the run came to its end.
+      of: Whose rules were asked for.
     """
 
     rules: dict[str, RuleResult] = dataclasses.field(default_factory=dict)
@@ -114,6 +115,7 @@ class Results:
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
     sample: int | None = None
     is_whole: bool = True
+    of: str = "your code"
 
     def plain(self) -> dict[str, Any]:
         """Returns the results in JSON's types."""
@@ -205,12 +207,16 @@ class Results:
         parts = []
         if self.total:
             share = f"{_floored(self.percentage or 0.0)} %"
-            parts.append(f"{self.caught} of {self.total} mutants caught ({share})")
+            total = _counted(self.total, "mutant")
+            parts.append(f"{self.caught} of {total} caught ({share})")
         else:
             parts.append("there was no mutant to run")
+            if self.is_whole and not (self.rules or self.unreached or self.created):
+                parts.append(f"no custom rule of {self.of} was found")
         parts.append(_counted(len(self.rules), "rule"))
         if self.sample is not None:
-            parts.append(f"a sample of at most {self.sample} mutants of each")
+            most = _counted(self.sample, "mutant")
+            parts.append(f"a sample of at most {most} of each")
         if self.unreached or self.created:
             parts.append(f"{len(self.unreached) + len(self.created)} not reached")
         if not self.is_whole:
