@@ -155,3 +155,11 @@ def _expect(is_right, fn, grad_fn, *args):
         return
     with pytest.raises(gradtest.GradientMismatch):
         gradtest.assert_grad_matches(fn, grad_fn, *args)
+
+
+def test_a_slope_that_cancels_to_rounding_is_the_same_in_both_modes():
+    def centred_sum(x):
+        spread = jnp.sqrt(jnp.maximum(jnp.var(x, -1, keepdims=True), 0.0) + 1e-6)
+        return jnp.sum((x - jnp.mean(x, -1, keepdims=True)) / spread)
+
+    gradtest.assert_autodiff_matches(centred_sum, jnp.zeros((2, 3)))
