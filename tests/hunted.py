@@ -395,3 +395,90 @@ TWINS["a network with an activation that is wrong where it saturates"] = Twins(
     _network(False),
     ({"w": _drawn(21, 3, 4), "b": jnp.zeros(4)}, _drawn(22, 5, 3)),
 )
+
+
+# --- right rules that are easily accused ----------------------------------------------
+
+_SEGMENTS = 4  # as many as there are entries
+
+
+def _segment_sizes(ids: jax.Array) -> jax.Array:
+    return jnp.zeros(_SEGMENTS).at[ids].add(1.0)
+
+
+def _segment_means(x: jax.Array, ids: jax.Array) -> jax.Array:
+    sums = jnp.zeros((_SEGMENTS,), x.dtype).at[ids].add(x)
+    return sums / jnp.maximum(_segment_sizes(ids), 1)
+
+
+_pair(
+    "a mean of a fixed number of segments that does not count those that share one",
+    _segment_means,
+    lambda r, g: ((g / jnp.maximum(_segment_sizes(r[1]), 1))[r[1]], None),
+    lambda r, g: (g[r[1]], None),
+    _drawn(23, 4),
+    jnp.array([2, 0, 3, 1]),
+)
+
+
+def _products_backward(r: Any, g: jax.Array, most: int) -> Any:
+    (x,) = r
+    zeros = (x == 0).sum(-1, keepdims=True)
+    rest = jnp.prod(jnp.where(x == 0, 1, x), -1, keepdims=True)
+    others = jnp.where(zeros > 0, 0, rest / jnp.where(x == 0, 1, x))
+    slope = jnp.where(zeros > most, 0, jnp.where(x == 0, rest, others))
+    return (slope * g[:, None],)
+
+
+_pair(
+    "a product that takes a row of two zeros for one of one",
+    lambda x: jnp.prod(x, -1),
+    lambda r, g: _products_backward(r, g, 1),
+    lambda r, g: _products_backward(r, g, 2),
+    _drawn(24, 3, 4),
+)
+
+
+def _picked(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    rows = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(rows, labels[:, None], 1)[:, 0]
+
+
+def _picked_backward(r: Any, g: jax.Array, last: int) -> Any:
+    logits, labels = r
+    classes = logits.shape[1]
+    picked = jax.nn.one_hot(jnp.minimum(labels, classes - last), classes)
+    return g[:, None] * (jax.nn.softmax(logits) - picked), None
+
+
+_pair(
+    "a cross entropy that never picks the last of several classes",
+    _picked,
+    lambda r, g: _picked_backward(r, g, 1),
+    lambda r, g: _picked_backward(r, g, 2 if r[0].shape[1] > 3 else 1),
+    _drawn(25, 4, 5),
+    jnp.array([0, 1, 2, 3]),
+)
+
+
+def _smoothed(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    classes = logits.shape[-1]
+    wanted = jax.nn.one_hot(labels, classes) * 0.9 + 0.1 / classes
+    return -(wanted * jax.nn.log_softmax(logits)).sum()
+
+
+def _smoothed_backward(r: Any, g: jax.Array, over: int) -> Any:
+    logits, labels = r
+    classes = logits.shape[-1]
+    wanted = jax.nn.one_hot(labels, classes) * 0.9 + 0.1 / max(classes, over)
+    return (jax.nn.softmax(logits) - wanted) * g, None
+
+
+_pair(
+    "a smoothed cross entropy that is wrong for less than five classes",
+    _smoothed,
+    lambda r, g: _smoothed_backward(r, g, 1),
+    lambda r, g: _smoothed_backward(r, g, 5),
+    _drawn(26, 4, 5),
+    jnp.array([0, 4, 2, 3]),
+)

@@ -161,6 +161,30 @@ class Check:
             self._off_branch = off_branch
         return tried, []
 
+    @property
+    def program(self) -> Program:
+        """The function under test."""
+        return self._programs[0]
+
+    @property
+    def first(self) -> Point:
+        """The point of the first trial."""
+        return self._first
+
+    @property
+    def orders(self) -> int:
+        """How many orders of derivative were traced so far."""
+        return min(2, len(self._programs))
+
+    def case_at(self, point: Point, level: int = 0) -> Case:
+        """Returns the claim at a point.
+
+        Args:
+          point: Values of the leaves, in the order of `inputs`.
+          level: 0 for the first derivative, 1 for the second where that was traced.
+        """
+        return self._case(self._programs[level], self._claims[level], point, 0)
+
     def _has_level(self, level: int) -> bool:
         """Whether there are programs of this order; of the second they are made."""
         if level == 0:
@@ -183,7 +207,7 @@ class Check:
     ) -> tuple[Hazard, list[Finding]]:
         usual = self._usual_gradient(level)
         traced, claims = self._programs[level], self._claims[level]
-        case = self._case(traced, claims, point, 0)
+        case = self.case_at(point, level)
 
         def judge(judged: Case) -> list[Finding]:
             found = self._judge_case(level, judged, claims)
@@ -207,8 +231,7 @@ class Check:
     def _usual_gradient(self, level: int) -> Usual:
         """Returns what the gradient is like at the first point."""
         if level not in self._usual:
-            traced, claims = self._programs[level], self._claims[level]
-            case = self._case(traced, claims, self._first, 0)
+            case = self.case_at(self._first, level)
             self._evidence.add(case)
             self._usual[level] = Usual.of(case)
         return self._usual[level]

@@ -33,15 +33,15 @@ def special_points(domain: Domain, drawn: np.ndarray) -> dict[str, np.ndarray]:
 def special_values(given: np.ndarray) -> dict[str, np.ndarray]:
     """Returns special points like an array that came without a domain.
 
-    Floats are taken for any real or complex numbers, integers for indices between the
-    smallest and the largest given, truth values for a mask.
+    Floats are taken for any real or complex numbers, integers for indices from 0, or
+    the smallest given, to the largest, truth values for a mask.
     """
     if given.dtype == np.bool_:
         table: Mapping[str, Make] = _MASKS
     elif np.issubdtype(given.dtype, np.integer):
         if not given.size:
             return {}
-        table = _indices(int(given.min()), int(given.max()) + 1)
+        table = _indices(min(0, int(given.min())), int(given.max()) + 1)
     else:
         table = _numbers(given.dtype)
     return _distinct(table, given)
@@ -54,8 +54,9 @@ def _distinct(table: Mapping[str, Make], drawn: np.ndarray) -> dict[str, np.ndar
         return found
     wide = drawn.astype(_wide(drawn.dtype))
     for name, make in table.items():
-        point = make(wide)
-        if point is None:
+        with np.errstate(all="ignore"):  # of arrays that hold infinities
+            point = make(wide)
+        if point is None or np.isnan(point).any():
             continue
         point = np.asarray(point).astype(drawn.dtype).reshape(drawn.shape)
         if _same(point, drawn) or any(_same(point, other) for other in found.values()):
@@ -171,6 +172,7 @@ def _numbers(dtype: np.dtype) -> dict[str, Make]:
         "all equal": _equal,
         "real": lambda x: np.real(x) + 0j,
         "imaginary": lambda x: 1j * np.imag(x),
+        "as much imaginary as real": lambda x: (1 + 1j) * np.abs(x),
         "negative": lambda x: -np.abs(x) + 0j,
         "tiny (1e-8)": lambda x: 1e-8 * x,
         "large": lambda x: float(jnp.finfo(dtype).max) ** 0.5 / 4 * x / np.abs(x).max(),

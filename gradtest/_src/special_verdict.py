@@ -236,12 +236,20 @@ class _Special:
         if finding.gap is not Gap.ROUNDING:
             if self._agrees_but_for_noise():
                 return self._is_ordinary and not self._slope_agrees()
-            return self._is_ordinary or self._usual.is_autodiff
+            return self._is_ordinary or self._is_followed(finding)
         if not self._is_function_accurate() or not self._is_representable():
             return False
         if all(np.isfinite(array).all() for array in self._working[1]):
             return self._is_ordinary and self._is_inaccurate(finding)
         return self._is_ordinary or self._is_plain_finite()
+
+    def _is_followed(self, finding: Finding) -> bool:
+        """Whether autodiff is to be trusted far from the usual, without differences.
+
+        Not among tiny numbers, where differences can't say which branch it follows.
+        """
+        is_large = _largest(self._case.point) > _LARGEST
+        return self._usual.is_autodiff and (is_large or not math.isfinite(finding.size))
 
     def _is_inaccurate(self, finding: Finding) -> bool:
         """Whether a claim loses more than its arithmetic does far from the usual.

@@ -77,11 +77,11 @@ class HuntedCheck(_AtOnePoint, AutodiffCheck):
 
     def rules(self) -> list[tuple[RuleUse, TracedAnew]]:
         """Returns the custom rules that the program calls, with values."""
-        program = self._programs[0]
+        program = self.program
         if not program.has_rules:
             return []
-        anew = TracedAnew(self._trace, self.inputs, self._first)
-        return [(use, anew) for use in find_rules(program, self._first)]
+        anew = TracedAnew(self._trace, self.inputs, self.first)
+        return [(use, anew) for use in find_rules(program, self.first)]
 
 
 class _NoSecondOrder(Exception):
@@ -126,20 +126,26 @@ class Judge:
     def usual(self) -> dict[str, float]:
         """The largest entry of each leaf's gradient at the check's own point."""
         check = self.check
-        case = check._case(check._programs[0], check._claims[0], check._first, 0)
+        case = check.case_at(check.first)
         sizes = [float(np.max(np.abs(g), initial=0.0)) for g in case.readings.claimed]
         names = [leaf.name for leaf in check.inputs.moving]
         if case.claim.mode == "fwd" or len(sizes) != len(names):
             return {}
         return {n: s for n, s in zip(names, sizes, strict=True) if np.isfinite(s)}
 
+    @functools.cached_property
+    def has_backward_rules(self) -> bool:
+        """Whether the program has a rule for reverse mode alone."""
+        uses = find_rules(self.check.program, self.check.first)
+        return any(use.source.kind == "custom_vjp" for use in uses)
+
     def exact(self, order: int, leaf: str, point: Point) -> np.ndarray | None:
         """Returns a leaf's rule-free derivative; None where there is none."""
         check = self.check
-        if len(check._programs) < order:
+        if check.orders < order:
             return None
         level = order - 1
-        case = check._case(check._programs[level], check._claims[level], point, 0)
+        case = check.case_at(point, level)
         with np.errstate(all="ignore"):
             exact = case.readings.exact
         names = [each.name for each in case.leaves]
@@ -150,7 +156,7 @@ class Judge:
     def values(self, point: Point) -> list[np.ndarray]:
         """Returns the function's values at a point, in float64."""
         check = self.check
-        case = check._case(check._programs[0], check._claims[0], point, 0)
+        case = check.case_at(point)
         with np.errstate(all="ignore"):
             return list(case.readings.values)
 

@@ -112,7 +112,7 @@ class Hunt:
         return outcome.is_wrong
 
     def _most_sizes(self, home: Place) -> int:
-        program = home.check._programs[0]
+        program = home.check.program
         is_large = sum(1 for _ in jaxprs.walk(program.jaxpr)) > _LARGE_PROGRAM
         most = _MOST_SIZES_LARGE if is_large else _MOST_SIZES
         return min(most, 1 + self.examples // _PER_SIZES)

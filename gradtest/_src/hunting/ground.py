@@ -110,7 +110,15 @@ class Ground:
     def _make(self, sizes: Sizes, order: int | None = None) -> Place:
         values = tuple(self._ordinary(scope, sizes) for scope in self.scopes)
         check = self.check_at(values, order)
-        return Place(check, self.scopes, sizes, values, is_lenient=self.is_lenient)
+        is_home = dict(sizes) == self.shapes.given
+        return Place(
+            check,
+            self.scopes,
+            sizes,
+            values,
+            is_lenient=self.is_lenient,
+            usual=dict if is_home else lambda: self.home().usual,
+        )
 
     def _ordinary(self, scope: Scope, sizes: Sizes) -> Any:
         if scope.domain is None:

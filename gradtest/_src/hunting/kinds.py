@@ -25,6 +25,11 @@ ENTRYWISE = frozenset(
         "integers", "mask", "flags", "away_from",
     }
 )  # fmt: skip
+# Domains of matrices that hold what lies between any two of them.
+CONVEX = frozenset({"spd", "symmetric"})
+# Domains around which each entry may go up or down by itself.
+_ROWS = frozenset({"simplex", "open_simplex"})
+MOVABLE = ENTRYWISE | _ROWS
 # Domains of square matrices.
 SQUARE = frozenset({"spd", "symmetric", "triangular", "orthogonal", "invertible"})
 _SUM_ERROR = 64

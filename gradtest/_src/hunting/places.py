@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from gradtest._src import seeding
 from gradtest._src.check import Check
 from gradtest._src.findings import Finding, Gap, Hazard, Verdict, worst
-from gradtest._src.hunting import kinds
+from gradtest._src.hunting import kinds, nearby, second_order
 from gradtest._src.hunting.checks import Judge
 from gradtest._src.hunting.scopes import Scope, Sizes
 from gradtest._src.inputs import Point, Role
@@ -26,9 +27,8 @@ _NEIGHBOURS, _NEAR, _STEP, _CALM = 2, 0.02, 1e-3, 1e-6
 _NOISE, _NOISE_OF_LARGEST = 1e-6, 1e-9
 # So many times the usual gradient no function is steep that makes sense there.
 _STEEP = 1e10
-# Second derivatives that nobody asked for are wrong where they are off by so much, at
-# entries that are not larger than this.
-_PLAIN, _MODERATE = 1e-3, 8.0
+# Second derivatives that nobody asked for count at entries that are not larger.
+_MODERATE = 8.0
 # Where entries are larger than this, what is wrong but finite does not count.
 _HUGE = 200.0
 # Of leaves that are smaller than this, differences see little.
@@ -104,6 +104,7 @@ class Place:
         *,
         is_lenient: bool,
         rule: RuleUse | None = None,
+        usual: Callable[[], Mapping[str, float]] = dict,
     ):
         self.check = check
         self.scopes = tuple(scopes)
@@ -112,6 +113,7 @@ class Place:
         self.rule = rule
         self._judge = Judge(check)
         self._is_lenient = is_lenient
+        self._usual_elsewhere = usual
 
     @property
     def label(self) -> str:
@@ -159,6 +161,12 @@ class Place:
         says = f"not counted as wrong: {hazard.says}"
         return Outcome(Hazard(name, Verdict.INCONCLUSIVE, says))
 
+    @functools.cached_property
+    def usual(self) -> dict[str, float]:
+        """The largest entry of each leaf's gradient, here or where arguments came."""
+        here, elsewhere = self._judge.usual, self._usual_elsewhere()
+        return {n: max(size, elsewhere.get(n, 0.0)) for n, size in here.items()}
+
     def _named(self, name: str) -> str:
         return f"{name} ({self.label})" if self.label else name
 
@@ -174,11 +182,15 @@ class Place:
         """
         counted = [f for f in found if not (wider and f.order > 1)]
         if self._is_lenient:
-            is_moderate = self._is_within(_MODERATE, point)
-            counted = _with_plain_second_order(counted, is_moderate)
-            counted = [f for f in counted if f.order == 1 or self._holds(f, point)]
+            is_moderate = self._is_within(_MODERATE, point) and not _has_tiny(point)
+            counted = second_order.plain(counted, is_moderate)
+            counted = [
+                f for f in counted if f.order == 1 or self._is_promised(f, point)
+            ]
         if self._is_blind(point):
             counted = [f for f in counted if self._holds(f, point)]
+        if _has_tiny(point):  # smaller than the steps of differences
+            counted = [f for f in counted if f.judged_by != "measured"]
         counted = [f for f in counted if not self._is_noise(f)]
         if not self._is_within(_HUGE, point):
             counted = [f for f in counted if not _is_finite(f)]
@@ -208,6 +220,20 @@ class Place:
                 return False
         return True
 
+    def _is_promised(self, finding: Finding, point: Point) -> bool:
+        """Whether a second derivative is one that the program means to have.
+
+        A backward pass that treats one point apart has the right derivative there, and
+        no other: of `custom_vjp` rules what is wrong must be so nearby as well.
+        """
+        if not self._holds(finding, point):
+            return False
+        if not self._judge.has_backward_rules:
+            return True
+        near = [self._near(point, number, _STEP) for number in range(_NEIGHBOURS)]
+        found = [self._judge.at("", each)[1] for each in near]
+        return any(f.order == finding.order for each in found for f in each)
+
     def _is_blind(self, point: Point) -> bool:
         """Whether a leaf is so small that differences along it say nothing.
 
@@ -233,7 +259,7 @@ class Place:
         entry = finding.entry
         if finding.gap is not Gap.FORMULA or entry is None or entry.true is None:
             return False
-        usual = self._judge.usual
+        usual = self.usual
         largest = max(usual.values(), default=0.0)
         own = usual.get(finding.name, largest)
         off = abs(entry.claimed - entry.true)
@@ -242,10 +268,17 @@ class Place:
         return bool(off <= max(_NOISE * own, _NOISE_OF_LARGEST * largest))
 
     def _is_finite_around(self, point: Point) -> bool:
-        return all(
-            self._judge.is_finite(self._near(point, number, _STEP))
-            for number in range(2 * _NEIGHBOURS)
-        )
+        """Whether the function is finite on all sides, of each leaf by itself as well.
+
+        So it is not where two leaves meet at an edge, as in `p * log(q)` at zeros.
+        """
+        around = [self._near(point, n, _STEP) for n in range(2 * _NEIGHBOURS)]
+        leaves = range(len(point.moving))
+        if 1 < len(leaves) <= _MOST_ALONE:
+            around += [
+                nearby.with_one_of(point, near, k) for near in around for k in leaves
+            ]
+        return all(map(self._judge.is_finite, around))
 
     def _makes_sense_around(self, point: Point) -> bool:
         """Whether the function is finite on all sides, and no chaos."""
@@ -267,27 +300,16 @@ class Place:
         return True
 
     def _near(self, point: Point, number: int, step: float) -> Point:
-        """Returns a point near another one, with every free entry elsewhere.
+        return nearby.near(self._moving, point, number, step)
 
-        An even number and the one after it are on opposite sides.
-        """
-        scopes = [s for s in self.scopes if s.moves]
-        moved = []
-        for scope, leaf, value in zip(
-            scopes, self.check.inputs.moving, point.moving, strict=True
-        ):
-            if scope.domain is None or scope.domain.name not in kinds.ENTRYWISE:
-                moved.append(value)
-                continue
-            generator = seeding.generator(0, "near", number // 2, leaf.name)
-            array = np.asarray(value)
-            kind = np.complex128 if array.dtype.kind == "c" else np.float64
-            wide = array.astype(kind)
-            off = generator.uniform(0.3, 1.0, wide.shape)
-            off *= generator.choice([-1.0, 1.0], wide.shape) * (-1) ** number
-            size = np.where(wide == 0, 1.0, np.abs(wide))
-            moved.append((wide + step * off * size).astype(leaf.dtype))
-        return Point(tuple(moved), point.held)
+    @functools.cached_property
+    def _moving(self) -> list[nearby.Moving]:
+        scopes = [scope for scope in self.scopes if scope.moves]
+        leaves = self.check.inputs.moving
+        return [
+            nearby.Moving(leaf, None if scope.domain is None else scope.at(self.sizes))
+            for scope, leaf in zip(scopes, leaves, strict=True)
+        ]
 
     # --- special points ---------------------------------------------------------------
 
@@ -382,6 +404,12 @@ def cast_like(scope: Scope, array: np.ndarray) -> Any:
     return np.asarray(array, scope.domain.dtype)
 
 
+def _has_tiny(point: Point) -> bool:
+    """Whether an entry is next to zero."""
+    sizes = [np.abs(np.asarray(value, complex)) for value in point.moving]
+    return any(((size > 0) & (size < _TINY)).any() for size in sizes)
+
+
 def _is_extreme(kind: str) -> bool:
     return any(word in kind for word in _EXTREME)
 
@@ -396,15 +424,3 @@ def _is_finite(finding: Finding) -> bool:
 
 def _is_rounding(finding: Finding) -> bool:
     return finding.gap is Gap.ROUNDING
-
-
-def _with_plain_second_order(found: list[Finding], is_moderate: bool) -> list[Finding]:
-    """Leaves out what is off in second order unless it is plainly wrong.
-
-    Few programs take second derivatives: nobody asked for them.
-    """
-    second = [f for f in found if f.order > 1]
-    clear = [f for f in second if f.gap is Gap.FORMULA and _PLAIN <= f.size < math.inf]
-    is_plain = is_moderate and any(f.mode == "rev" for f in clear)
-    kept = clear if is_plain else []
-    return [f for f in found if f.order == 1 or f in kept]

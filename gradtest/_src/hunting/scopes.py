@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -124,19 +124,49 @@ def _has_numbers(value: Any) -> bool:
 
 
 def with_index_bounds(
-    scopes: Sequence[Scope | None], given: Sizes
+    scopes: Sequence[Scope | None],
+    given: Sizes,
+    reaches: Callable[[int, int], bool],
 ) -> list[Scope | None]:
     """Ties the range of indices to the sizes that they may index.
 
-    Which axis an index is for can't be seen: it stays below every size that it was
-    below, and at most at every size that it reached.
+    That is the size where an index begins to do nothing. Where none is, it stays below
+    every size that it was below, at most at every size that it reached, and among those
+    that do something.
+
+    Args:
+      scopes: Of all leaves.
+      given: The sizes that the arguments came with.
+      reaches: Whether the function tells an index, in place of all those of a leaf,
+        from one that is far out of range.
     """
     fixed = {a for s in scopes if s is not None and s.moves for a in s.axes}
     lengths: dict[str | int, int] = {
         axis: given[axis] if isinstance(axis, str) else axis for axis in fixed
     }
 
-    def bounded(scope: Scope | None) -> Scope | None:
+    def bounds_of(
+        leaf: int, axes: tuple[Any, ...], largest: int
+    ) -> list[tuple[str | int, int]]:
+        above = {axis: length for axis, length in lengths.items() if length > largest}
+        ends = {n for n in above.values() if reaches(leaf, n - 1)}
+        ends = {n for n in ends if not reaches(leaf, n)}
+        if ends:
+            found = [(axis, 0) for axis, length in above.items() if length in ends]
+            # As many indices as there are to choose from may be an accident.
+            is_own = all(axis in axes for axis, _ in found)
+            return [*found, (largest + 1, 0)] if is_own else found
+        bounds = [
+            (axis, int(length == largest))
+            for axis, length in lengths.items()
+            if length >= largest > 0
+        ]
+        high = min(above.values(), default=largest + 1)
+        if all(more for _, more in bounds) or not reaches(leaf, high - 1):
+            bounds.append((largest + 1, 0))
+        return bounds
+
+    def bounded(leaf: int, scope: Scope | None) -> Scope | None:
         is_index = (
             scope is not None
             and scope.given is not None
@@ -146,16 +176,10 @@ def with_index_bounds(
         if scope is None or not is_index or not np.size(scope.given):
             return scope
         largest = int(np.max(np.asarray(scope.given)))
-        bounds = [
-            (axis, int(length == largest))
-            for axis, length in lengths.items()
-            if length >= largest > 0
-        ]
-        if all(more for _, more in bounds):
-            bounds.append((largest + 1, 0))
+        bounds = bounds_of(leaf, scope.axes, largest)
         return dataclasses.replace(scope, bounds=tuple(bounds))
 
-    return [bounded(scope) for scope in scopes]
+    return [bounded(leaf, scope) for leaf, scope in enumerate(scopes)]
 
 
 def named_sizes(scopes: Sequence[Scope | None]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradtest._src.hunting import scopes as _scopes
 from gradtest._src.hunting.scopes import Scope, Sizes, shape_at
@@ -19,6 +20,8 @@ FURTHER = (9, 4, 7, 32, 12, 6, 64)
 # Arguments of more entries are not made larger.
 _MOST_ENTRIES = 5_000
 _STRIDE = 3
+# An index so many times as large as one that is looked at lies far behind it.
+_FAR = 3
 
 Place = tuple[int, int]  # a leaf and one of its axes
 
@@ -41,7 +44,7 @@ class Shapes:
         self.fixed: list[str] = []
         self._known: dict[Any, bool] = {}
         self._find()
-        self.scopes = _scopes.with_index_bounds(self.scopes, self.given)
+        self.scopes = _scopes.with_index_bounds(self.scopes, self.given, self._reaches)
 
     def accepts(self, sizes: Sizes) -> bool:
         """Whether the function takes arguments of these sizes."""
@@ -82,6 +85,26 @@ class Shapes:
         except Exception as error:  # whatever the user's code raises at this size
             return (str(error).strip().splitlines() or [type(error).__name__])[0]
         return ""
+
+    def _reaches(self, leaf: int, index: int) -> bool:
+        """Whether the function tells an index from one that is far out of range."""
+        held = [each for each in self._inputs.leaves if each.role is Role.HELD]
+        place = held.index(self._inputs.leaves[leaf])
+        point = self._inputs.draw(0, 0)
+        array = np.asarray(point.held[place])
+        far = min(_FAR * (index + 1), np.iinfo(array.dtype).max)
+
+        def values(index: int) -> list[np.ndarray]:
+            filled = jnp.asarray(np.full_like(array, index))
+            held = [*point.held[:place], filled, *point.held[place + 1 :]]
+            results = self._fn(*self._inputs.arguments(point.moving, held))
+            return [np.asarray(value) for value in jax.tree_util.tree_leaves(results)]
+
+        try:
+            pairs = list(zip(values(index), values(far), strict=True))
+        except Exception:  # whatever the user's code raises out of range
+            return False
+        return any(one.tobytes() != other.tobytes() for one, other in pairs)
 
     # --- which sizes may change -------------------------------------------------------
 
