@@ -24,7 +24,8 @@ def misused(clues: Clues) -> Cause | None:
             continue
         if matrix.dtype.kind not in "fc" or not 2 <= matrix.shape[0] <= _LARGEST:
             continue
-        if not np.linalg.cond(matrix) < _WORST_CONDITION:
+        is_finite = np.isfinite(matrix).all()
+        if not is_finite or not np.linalg.cond(matrix) < _WORST_CONDITION:
             continue
         found = _operator(clues, each.name, matrix, claimed, true)
         if found is not None:

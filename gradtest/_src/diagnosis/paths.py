@@ -150,6 +150,8 @@ def _simple_ratios(
 ) -> tuple[float, float] | None:
     """Returns the simple factors by which two terms make a gap up, if they do."""
     columns = np.stack([term.ravel() for term in terms], axis=1)
+    if not (np.isfinite(columns).all() and np.isfinite(gap).all()):
+        return None
     found = np.linalg.lstsq(columns, gap.ravel(), rcond=None)[0].real
     simple = np.asarray(_SIMPLE)
     nearest = [float(simple[np.argmin(np.abs(simple - ratio))]) for ratio in found]

@@ -93,6 +93,8 @@ def _weights(clues: Clues, k: int, axis: int) -> np.ndarray | None:
     rest = clues.true.ravel() - np.sum(parts, axis=0)  # of the other cotangents
     columns = np.stack(parts, axis=1)
     wanted = clues.claimed.ravel() - rest
+    if not (np.isfinite(columns).all() and np.isfinite(wanted).all()):
+        return None
     weights = np.asarray(np.linalg.lstsq(columns, wanted, rcond=None)[0])
     whole: np.ndarray = np.round(weights)
     supposed = (columns @ whole + rest).reshape(clues.true.shape)
