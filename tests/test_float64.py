@@ -65,7 +65,7 @@ def test_a_nan_that_only_shows_as_xla_optimises_the_users_program_is_refused():
         return jnp.sqrt(jnp.sum((x @ w - y) ** 2))
 
     assert np.isnan(jax.grad(distance)(w)).all()
-    with pytest.raises(gradtest.GradientMismatch, match="a case of their own at zero"):
+    with pytest.raises(gradtest.GradientMismatch, match="safe norm"):
         gradtest.assert_autodiff_matches(distance, w)
 
     def smooth_distance(w):

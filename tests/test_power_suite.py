@@ -1,5 +1,6 @@
 """`pytest --gradtest-power`: what a user's own tests would catch."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -21,7 +22,8 @@ from gradtest._src.power.suite_results import MutantResult, Results, RuleResult
 pytest_plugins = ["pytester"]
 
 _ROOT = Path(public.__file__).parents[2]
-_PLUGIN = ("-p", "gradtest.pytest_plugin")
+_INSTALLED = importlib.metadata.entry_points(group="pytest11", name="gradtest")
+_PLUGIN = () if _INSTALLED else ("-p", "gradtest.pytest_plugin")
 _HAS_XDIST = importlib.util.find_spec("xdist") is not None
 
 _RULES = """

@@ -153,6 +153,7 @@ def _reals(dtype: np.dtype) -> dict[str, Make]:
         "all negative": lambda x: -np.abs(x),
         "all positive": np.abs,
         "whole numbers": lambda x: np.round(2 * x),
+        "ten times as large": lambda x: 10 * x,
         "tiny (1e-8)": lambda x: 1e-8 * x,
         "smallest normal": lambda x: tiny * _sign(x),
         "large": lambda x: large * x / max(float(np.max(np.abs(x))), 1e-300),
