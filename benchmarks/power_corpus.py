@@ -1,6 +1,7 @@
 """The right programs whose rules `benchmarks.power` breaks."""
 
 import dataclasses
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 
 from gradtest.domains import Domain
 from tests.broken_rules import BROKEN_RULES
-from tests.right_rules import RIGHT_RULES
+from tests.right_rules import RIGHT_RULES, RightRule
 
 Made = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 _EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -97,9 +98,20 @@ EXAMPLES = (
     Program("power", lambda: example("power").program()),
 )
 
+# Called at their kinks, or with a zero: a slip that shows everywhere else is right
+# there, so that the special points are asked for as well.
+_AT_A_SPECIAL_POINT = frozenset(
+    {"at_its_kink", "exactly_at_its_bounds", "of_jax_itself", "of_optax"}
+)
+
+
+def _right(entry: RightRule) -> Made:
+    is_special = entry.name in _AT_A_SPECIAL_POINT
+    return (*entry.make(), {"hazards": True} if is_special else {})
+
+
 RIGHT = tuple(
-    Program(entry.name, lambda entry=entry: (*entry.make(), {}))
-    for entry in RIGHT_RULES
+    Program(entry.name, functools.partial(_right, entry)) for entry in RIGHT_RULES
 )
 
 ZOO = tuple(

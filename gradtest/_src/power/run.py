@@ -250,7 +250,8 @@ class _Run:
         if subject.seen is None or subject.trouble:
             return [], 0
         made = mutations_of(subject.seen)
-        rule = subject.source.identity
+        # Not by its place: what is drawn is the same wherever packages lie.
+        rule = subject.source.name
         return self.chosen.of_mutations(made, self.key, rule), len(made)
 
     def _outcomes(self, plans: Any) -> Iterator[tuple[Subject, Mutant]]:
