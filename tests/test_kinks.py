@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gradtest
@@ -163,3 +164,12 @@ def test_a_slope_that_cancels_to_rounding_is_the_same_in_both_modes():
         return jnp.sum((x - jnp.mean(x, -1, keepdims=True)) / spread)
 
     gradtest.assert_autodiff_matches(centred_sum, jnp.zeros((2, 3)))
+
+
+def test_a_value_that_cancels_to_rounding_is_no_other_value():
+    # One less the cosine of two numbers of one sign: zero, but for rounding.
+    report = gradtest.check(
+        optax.losses.cosine_distance, jnp.array([[1.0]]), jnp.array([[1.5104648]])
+    )
+    assert not [f for f in report.findings if f.check == "value"]
+    assert report.verdict is not gradtest.Verdict.FAIL

@@ -125,7 +125,7 @@ def audit_rule(use: RuleUse, options: Options, anew: TracedAnew) -> Audit:
     findings = _run(rule_check)
     audit.hazards = tuple(
         dataclasses.replace(tried, name=f"{use.rule.name}, {tried.name}")
-        for tried in rule_check.hazards
+        for tried in rule_check.special.hazards
     )
     explanation = explained(findings, rule_check.troubled, use.source)
     findings = with_branches(

@@ -199,6 +199,15 @@ class Case:
             noise += norm(here.exact[leaf] - near.exact[leaf])
         return NOISE_FACTOR * noise
 
+    def value_noise(self, output: int) -> float:
+        """Returns how far rounding moves a value that cancels: a norm."""
+        here = self.readings.values[output]
+        nudged = (
+            self.perturbed(4 * _FLOAT64_EPS, f"rounding {k}").readings.values[output]
+            for k in range(_JITTERS)
+        )
+        return NOISE_FACTOR * max(norm(here - near) for near in nudged)
+
     @functools.cached_property
     def _jittered(self) -> list[tuple[Values, Values | None]]:
         generator = seeding.generator(self.key, "jitter", self.trial)

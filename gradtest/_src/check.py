@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +29,6 @@ from gradtest._src.explain import explained
 from gradtest._src.findings import Finding, Gap, Hazard, Report, Verdict, worst
 from gradtest._src.formula import judge_formula, overrules_exact
 from gradtest._src.hand_written import hand_written_findings
-from gradtest._src.hazards import special_arguments
 from gradtest._src.inputs import Inputs, Point, Role, read_inputs
 from gradtest._src.lifting import is_inexact, widen
 from gradtest._src.options import Options
@@ -36,34 +36,11 @@ from gradtest._src.parallel.causes import explain_devices
 from gradtest._src.primal import solver_findings, value_findings
 from gradtest._src.program import Program
 from gradtest._src.pushed import judge_pushed
-from gradtest._src.rounding import (
-    judge_pushed_rounding,
-    judge_rounding,
-    product_note,
-)
-from gradtest._src.special_verdict import Usual, is_ordinary, judge_special
+from gradtest._src.retracing import retraced
+from gradtest._src.rounding import judge_pushed_rounding, judge_rounding
+from gradtest._src.special_check import SpecialPoints
+from gradtest._src.surroundings import Surroundings
 from gradtest._src.trust import Trust
-
-
-class Evidence:
-    """What the report tells of all cases, kept without their arrays."""
-
-    def __init__(self) -> None:
-        self.seed: list[Any] = []
-        self.islands: set[str] = set()
-        self.why_no_exact: set[str] = set()
-        self.precision: set[str] = set()
-        self.devices = 0
-
-    def add(self, case: Case) -> None:
-        """Takes note of a case; the first one's cotangents serve the second order."""
-        self.seed = self.seed or case.seed
-        self.islands |= set(case.bench.islands)
-        self.why_no_exact |= {case.bench.why_no_exact} - {""}
-        self.precision |= {case.bench.devices, product_note(case)} - {""}
-        found = [*case.readings.copies, *case.bench.worked]
-        copies = [each.count for each in found if each.count > 1]
-        self.devices = max(self.devices, case.claim.devices, *copies)
 
 
 class Check:
@@ -91,12 +68,9 @@ class Check:
             self._claims = [claiming(self._programs[0], self._first)]
         except SlipError as error:
             raise TypeError(str(error)) from None
-        self._evidence = Evidence()
+        self.surroundings = Surroundings()
         self._off_branch = False
-        # What came of each special point, and the gradient's usual size by level.
-        self.hazards: list[Hazard] = []
-        self._usual: dict[int, Usual] = {}
-        self.why_no_second_order = ""
+        self.special = SpecialPoints(self)
         # The first case of each order that did not pass: what a failure is read from.
         self.troubled: dict[int, Case] = {}
 
@@ -123,43 +97,21 @@ class Check:
                     found[place] = finding
         wrong = worst(finding.verdict for finding in found.values()) is Verdict.FAIL
         if self.options.hazards and not wrong:
-            return [*self._at_special_points(), *found.values()]
+            return [*self.special.findings(), *found.values()]
         return list(found.values())
 
-    def _at_special_points(self) -> list[Finding]:
-        """Tries the special points; returns what is wrong at the first that fails."""
-        wrong: list[Finding] = []
-        points = list(special_arguments(self.inputs, self._first))
-        for name, point in progress.following(points, "special points"):
-            tried, found = self.at_point(name, point)
-            self.hazards.append(tried)
-            wrong = wrong or found
-        return wrong
-
     def at_point(self, name: str, point: Point) -> tuple[Hazard, list[Finding]]:
-        """Tries one point, in every order that is checked.
+        """Tries one point; see `SpecialPoints.at_point`."""
+        return self.special.at_point(name, point)
 
-        Second derivatives are tried where numbers are of an ordinary size alone.
-
-        Args:
-          name: What is special about the point.
-          point: Values of the leaves, in the order of `inputs`.
-
-        Returns:
-          What came of it, and the findings of a claim that is wrong there.
-        """
-        tried, off_branch = Hazard(name, Verdict.PASS), self._off_branch
-        self._off_branch = False
+    @contextlib.contextmanager
+    def off_branch_apart(self) -> Iterator[None]:
+        """Forgets afterwards where rule-free autodiff follows a branch of one point."""
+        before, self._off_branch = self._off_branch, False
         try:
-            for level in range(self.options.order if is_ordinary(point) else 1):
-                if not self._has_level(level):
-                    break
-                tried, found = self._at_point(name, point, level)
-                if tried.verdict is not Verdict.PASS:
-                    return tried, found
+            yield
         finally:
-            self._off_branch = off_branch
-        return tried, []
+            self._off_branch = before
 
     @property
     def program(self) -> Program:
@@ -185,56 +137,17 @@ class Check:
         """
         return self._case(self._programs[level], self._claims[level], point, 0)
 
-    def _has_level(self, level: int) -> bool:
-        """Whether there are programs of this order; of the second they are made."""
-        if level == 0:
-            return True
-        if self.why_no_second_order:
-            return False
-        try:
-            if level == len(self._programs):
-                self._usual_gradient(0)
-                self._add_second_order(self._first)
-            self._usual_gradient(level)
-        except Exception as error:  # whatever the second differentiation raises
-            says = (str(error).strip().splitlines() or [""])[0]
-            self.why_no_second_order = says or type(error).__name__
-            return False
-        return True
+    @property
+    def has_other_second_order(self) -> bool:
+        """Whether a declared product may have another second derivative as well."""
+        return len(self._programs) > 2
 
-    def _at_point(
-        self, name: str, point: Point, level: int
-    ) -> tuple[Hazard, list[Finding]]:
-        usual = self._usual_gradient(level)
-        traced, claims = self._programs[level], self._claims[level]
-        case = self.case_at(point, level)
-
-        def judge(judged: Case) -> list[Finding]:
-            found = self._judge_case(level, judged, claims)
-            return found if level else self._reopened(found, point)
-
-        tried, found = judge_special(name, case, usual, judge)
-        if found and level == 1 and self._programs[2:]:
-            # Whether fwd calls its own rule decides what its second derivative is.
-            otherwise = self._at_point(name, point, 2)
-            if not otherwise[1]:
-                return otherwise
-        if found:
-            self.troubled.setdefault(traced.order, case)
-        return tried, found
-
-    def _reopened(self, found: list[Finding], point: Point) -> list[Finding]:
-        if self._programs[0].opened:
-            return self._judge_opened(found, point, 0)
+    def judge_at(self, level: int, case: Case) -> list[Finding]:
+        """Judges a claim in full at a point that no trial has drawn."""
+        found = self._judged(level, case)
+        if level == 0 and self._programs[0].opened:
+            return self._judge_opened(found, case.point, 0)
         return found
-
-    def _usual_gradient(self, level: int) -> Usual:
-        """Returns what the gradient is like at the first point."""
-        if level not in self._usual:
-            case = self.case_at(self._first, level)
-            self._evidence.add(case)
-            self._usual[level] = Usual.of(case)
-        return self._usual[level]
 
     def _draw(self, trial: int) -> Point:
         return self.inputs.draw(self.options.key, trial)
@@ -247,7 +160,7 @@ class Check:
         if self.options.order == 1 or not passed:
             return found
         if len(self._programs) == 1:
-            self._add_second_order(point)
+            self.add_second_order(point)
         second = self._judge(1, point, trial)
         if worst(f.verdict for f in second) is Verdict.FAIL and self._programs[2:]:
             # Whether fwd calls its own rule decides what its second derivative is.
@@ -280,29 +193,40 @@ class Check:
         self._programs[0], self.troubled = whole, troubled
         return found
 
-    def _add_second_order(self, point: Point) -> None:
+    def add_second_order(self, point: Point) -> None:
+        """Traces the second derivative, whose cotangents are those of the first.
+
+        Raises:
+          ValueError: There is no reverse mode.
+        """
         first = self._programs[0]
         if self._claims[0].reverse is None:
             raise ValueError(
                 "`order` 2 needs a reverse mode, which the function does not have: "
                 + "; ".join(self._claims[0].unsupported)
             )
-        second = first.gradient(self._evidence.seed)
+        second = first.gradient(self.surroundings.seed)
         claims = self.claiming(second, point)
         self._programs.append(second)
         self._claims.append(claims)
         if first.declared:
-            once = first.declared_once().gradient(self._evidence.seed)
+            once = first.declared_once().gradient(self.surroundings.seed)
             self._programs.append(once)
             self._claims.append(claims)
 
     def _judge(self, level: int, point: Point, trial: int) -> list[Finding]:
         claims, traced = self._claims[level], self._programs[level]
         case = self._case(traced, claims, point, trial)
-        self._evidence.add(case)
-        found = self._judge_case(level, case, claims)
+        self.surroundings.add(case)
+        found = self._judged(level, case)
         if worst(f.verdict for f in found) is not Verdict.PASS:
             self.troubled.setdefault(traced.order, case)
+        return found
+
+    def _judged(self, level: int, case: Case) -> list[Finding]:
+        """Judges a claim, but for what a sampler's derivative leaves open."""
+        traced = self._programs[level]
+        found = self._judge_case(level, case, self._claims[level])
         moving = [True] * len(self.inputs.moving)
         held = [False] * (len(traced.jaxpr.in_avals) - len(moving))
         reached = dataflow.reached_primitives(traced.jaxpr, moving + held)
@@ -376,31 +300,15 @@ class Check:
             rtol=self.options.rtol,
             key=self.options.key,
             trial=trial,
-            retrace=lambda: self._retrace(point, trial, traced.order),
+            retrace=lambda: retraced(
+                self.inputs,
+                point,
+                lambda inputs, wide: self._retraced_case(
+                    inputs, wide, trial, traced.order
+                ),
+            ),
             works=works,
         )
-
-    def _retrace(self, point: Point, trial: int, order: int) -> Case | None:
-        """Traces everything anew in float64: the user's Python runs again."""
-        inputs, wide = self.inputs.widened(point)
-        try:
-            case = self._retraced_case(inputs, wide, trial, order)
-            if _fits_together(case):
-                return case
-        except SlipError:
-            return None
-        except TypeError:
-            pass
-        except Exception:  # the user's code does not work in float64
-            return None
-        # Functions that JAX traced in the other mode may be cached with indices of that
-        # mode's integers, or whole as they were.
-        jax.clear_caches()
-        try:
-            case = self._retraced_case(inputs, wide, trial, order)
-            return case if _fits_together(case) else None
-        except Exception:
-            return None
 
     def _retraced_case(
         self, inputs: Inputs, point: Point, trial: int, order: int
@@ -408,7 +316,7 @@ class Check:
         with jax.enable_x64(True):
             traced = self._trace(inputs, point)
             if traced.order < order:
-                seed = [widen(s) for s in self._evidence.seed]
+                seed = [widen(s) for s in self.surroundings.seed]
                 traced = traced.gradient(seed)
             claims = self.claiming(traced, point)
             return self._case(traced, claims, point, trial, works=False)
@@ -445,7 +353,7 @@ class Check:
             hint=self._hint(findings),
             exhibits=found.exhibits,
             inputs=found.inputs,
-            hazards=tuple(self.hazards),
+            hazards=tuple(self.special.hazards),
         )
 
     def _subject(self) -> str:
@@ -454,19 +362,19 @@ class Check:
 
     def _not_compared(self) -> list[str]:
         """Names what a kind of check leaves out beyond what all leave out."""
-        if self.options.hazards and not self.hazards:
+        if self.options.hazards and not self.special.hazards:
             return ["special points (it fails at an ordinary one)"]
         return []
 
     def _precision(self) -> list[str]:
         lines = ["precision: everything in float64 (lifted), claim in its own as well"]
-        if self._evidence.islands:
+        if self.surroundings.islands:
             lines = [
                 "precision: float64 (lifted), but in its own precision ran "
-                + ", ".join(sorted(self._evidence.islands))
+                + ", ".join(sorted(self.surroundings.islands))
             ]
-        lines += sorted(self._evidence.precision)
-        reasons = sorted(self._evidence.why_no_exact)
+        lines += sorted(self.surroundings.precision)
+        reasons = sorted(self.surroundings.why_no_exact)
         return lines + [f"judged by differences alone: {reason}" for reason in reasons]
 
     def _notes(self) -> list[str]:
@@ -478,9 +386,9 @@ class Check:
             notes.append("values under stop_gradient are held constant")
         traced = [self._programs[0], self._claims[0].reverse, self._claims[0].forward]
         cut = variants.cut_notes([each.jaxpr for each in traced if each])
-        if self._evidence.devices and not cut:
+        if self.surroundings.devices and not cut:
             notes.append(
-                f"the result of each of {self._evidence.devices} devices was checked"
+                f"the result of each of {self.surroundings.devices} devices was checked"
             )
         notes += self.trust.notes(self._programs[0])
         return notes + cut
@@ -519,11 +427,6 @@ class Check:
         at = f"  # trial {bad[0].trial}" if self.options.trials > 1 else ""
         key = seeding.describe(self.options.key)
         return f"gradtest.{assertion}({name}, ..., key={key}{more}){at}"
-
-
-def _fits_together(case: Case) -> bool:
-    traces = (case.program.jaxpr, case.claim.jaxpr)
-    return all(jaxprs.fits_together(jaxpr) for jaxpr in traces)
 
 
 def _unjudged_second(case: Case) -> Finding:

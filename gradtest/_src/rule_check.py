@@ -107,24 +107,32 @@ class RuleCheck(Check):
             if not _is_open(finding)
         ]
 
-    def _at_point(
-        self, name: str, point: Point, level: int
-    ) -> tuple[Hazard, list[Finding]]:
-        tried, found = super()._at_point(name, point, level)
-        if level == 0:
-            return tried, found
-        wrong = [
+    def at_point(self, name: str, point: Point) -> tuple[Hazard, list[Finding]]:
+        """Tries one point; what is wrong in second order is told as such."""
+        tried, found = super().at_point(name, point)
+        return tried, [
             dataclasses.replace(finding, check=SECOND_ORDER)
+            if finding.order > 1
+            else finding
             for finding in found
-            if not _is_open(finding)
         ]
-        if found and not wrong:
-            tried = dataclasses.replace(tried, verdict=Verdict.INCONCLUSIVE)
-        return tried, wrong
 
-    def _add_second_order(self, point: Point) -> None:
+    def judge_at(self, level: int, case: Case) -> list[Finding]:
+        """Judges the rule at a point; see `_is_open` for its second derivatives."""
+        found = super().judge_at(level, case)
+        if level == 0:
+            return found
+        return [
+            dataclasses.replace(finding, verdict=Verdict.INCONCLUSIVE)
+            if _is_open(finding)
+            else finding
+            for finding in found
+        ]
+
+    def add_second_order(self, point: Point) -> None:
+        """Traces the rule's second derivative, where it has one."""
         try:
-            super()._add_second_order(point)
+            super().add_second_order(point)
         except Exception as error:  # whatever the rule raises when differentiated
             del self._programs[1:]
             raise _NoSecondOrder(self._first_order, error) from error

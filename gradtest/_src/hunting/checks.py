@@ -66,11 +66,12 @@ class HuntedCheck(_AtOnePoint, AutodiffCheck):
             self.lacks = str(error)
             return super()._run_trial(point, trial)
 
-    def _add_second_order(self, point: Point) -> None:
+    def add_second_order(self, point: Point) -> None:
+        """Traces the second derivative, where the program has one."""
         if not self._may_lack:
-            return super()._add_second_order(point)
+            return super().add_second_order(point)
         try:
-            super()._add_second_order(point)
+            super().add_second_order(point)
         except Exception as error:  # whatever a rule raises when differentiated
             lines = str(error).strip().splitlines()
             raise _NoSecondOrder(lines[0] if lines else type(error).__name__) from error

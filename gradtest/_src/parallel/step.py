@@ -133,7 +133,7 @@ class ParallelCheck(Check):
         self._compare_loss(case)
         found = explain_gaps(case, judge_formula(case), judge_formula)
         found = judge_rounding(case, found, self.options.rounding_rtol)
-        self._evidence.add(case)  # once more: what each device held is known now
+        self.surroundings.add(case)  # once more: what each device held is known now
         if any(finding.verdict is Verdict.FAIL for finding in found):
             parts = Parts(
                 self.fn, self._programs[0], _gathered(case.point), self.options
