@@ -9,31 +9,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from gradtest._src import rounding
 from gradtest._src.case import Case, norm
-from gradtest._src.domain import Domain
 from gradtest._src.findings import Finding, Gap, Hazard, Verdict, worst
 from gradtest._src.gaps import leaf_gap
 from gradtest._src.inputs import Point
 from gradtest._src.lifting import widen
 from gradtest._src.program import Values
+from gradtest._src.special_slopes import Slopes
 
 # Of the largest contribution, below which a gap is noise.
 _FLOOR = 1e-11
-# The steps of one-sided slopes, the smaller for functions of large curvature, their
-# allowed error relative to |gradient||direction|, and the noise of a value.
-_STEPS, _SLOPE, _NOISE = (1e-6, 1e-8), 1e-3, 1e-15
 # Numbers of other sizes overflow or vanish when they are multiplied a few times.
 _SMALLEST, _LARGEST = 1e-9, 1e3
 # What four runs with every operation off by an ulp show of all that may happen.
 _NOISE_FACTOR = 4
-# So near a point, relative to its size, a function is finite or at an edge.
-_NEAR = 1e-3
 # Numbers so much larger than usual are still usual.
 _USUAL = 2
 
@@ -105,10 +100,10 @@ def judge_special(
         return Hazard(name, Verdict.PASS), []
     found = judge(case)
     wrong = [f for f in found if f.verdict is Verdict.FAIL and special.counts(f)]
-    if wrong and special.is_at_an_edge():
+    if wrong and special.slopes.is_edge():
         says = "an edge of where the function has values, and a slope"
         return Hazard(name, Verdict.NOT_CHECKED, says), []
-    if wrong and special.is_hidden_kink():
+    if wrong and special.is_kinked():
         verdict = Verdict.PASS if special.agrees_with_autodiff() else _OPEN
         return Hazard(name, verdict, "kink: the function has no derivative there"), []
     if wrong:
@@ -132,6 +127,7 @@ class _Special:
     def __init__(self, case: Case, usual: Usual):
         self._case = case
         self._usual = usual
+        self.slopes = Slopes(case)
         self._is_ordinary = is_ordinary(case.point)
 
     @functools.cached_property
@@ -151,7 +147,7 @@ class _Special:
     def agrees(self) -> bool:
         """Whether claim, rule-free autodiff and slopes are one, in float64."""
         # Far out differences of values are noise, and autodiff speaks alone.
-        is_right = not self._is_ordinary or self._slope_agrees()
+        is_right = not self._is_ordinary or self.slopes.agree(self._scales())
         return is_right and self.agrees_with_autodiff()
 
     def agrees_with_autodiff(self) -> bool:
@@ -176,43 +172,9 @@ class _Special:
             for i, (gap, scale) in enumerate(zip(gaps, self._scales(), strict=True))
         )
 
-    def is_at_an_edge(self) -> bool:
-        """Whether the slope is infinite where the function ends, as sqrt does at 0.
-
-        Where the user declared a domain with its ends, they count.
-        """
-        case = self._case
-        if all(isinstance(leaf.source, Domain) for leaf in case.leaves):
-            return False
-        if all(np.isfinite(array).all() for array in case.readings.claimed):
-            return False
-        for purpose in ("edge", "another edge"):
-            along = {i: case.direction(i, purpose) for i in range(len(case.leaves))}
-            if not all(map(math.isfinite, self._slopes(along, _NEAR))):
-                return True
-        return False
-
-    def is_hidden_kink(self) -> bool:
-        """Whether slopes don't add up, so that nothing is the derivative.
-
-        So it is at a median of equal numbers: along each line the slope is the same on
-        both sides, and yet no sum of partial derivatives.
-        """
-        case = self._case
-        arrays = [*case.readings.claimed, *(case.readings.claimed_values or ())]
-        if not self._is_ordinary or not all(np.isfinite(a).all() for a in arrays):
-            return False
-        leaves = range(len(case.leaves))
-        one, other = (
-            {i: case.direction(i, f"special point {k}") for i in leaves} for k in "12"
-        )
-        both = {i: one[i] + other[i] for i in leaves}
-        sides = [self._slopes(along) for along in (one, other, both)]
-        allowed = _SLOPE * sum(abs(right) for _, right in sides) + self._value_noise()
-        if any(abs(right - left) > allowed for left, right in sides):
-            return False  # a kink along a line, of which the full verdict knows
-        first, second, together = (right for _, right in sides)
-        return abs(first + second - together) > allowed
+    def is_kinked(self) -> bool:
+        """Whether it is the function that has no derivative there, along no kink."""
+        return self._is_ordinary and not self.slopes.add_up()
 
     def works(self) -> bool:
         """Whether the claim's own precision gives it, wherever it gives the function.
@@ -235,7 +197,7 @@ class _Special:
             return False  # of noise, where ties and saturation cancel the gradient
         if finding.gap is not Gap.ROUNDING:
             if self._agrees_but_for_noise():
-                return self._is_ordinary and not self._slope_agrees()
+                return self._is_ordinary and not self.slopes.agree(self._scales())
             return self._is_ordinary or self._is_followed(finding)
         if not self._is_function_accurate() or not self._is_representable():
             return False
@@ -316,41 +278,6 @@ class _Special:
             for c, e, scale in zip(claimed, exact, self._scales(), strict=True)
         )
 
-    def _slope_agrees(self) -> bool:
-        """Whether the claim is near the slope along one direction, on both sides.
-
-        Where the program has no rules of its own, claim and autodiff are one and the
-        same: only differences see what autodiff makes of a tie. Where the function is
-        not finite so near, there is no slope to differ from.
-        """
-        case = self._case
-        claimed, directions = _expected_slope(case)
-        along = directions.values() if case.claim.mode == "rev" else case.weights
-        scales = zip(self._scales(), along, strict=True)
-        scale = sum(each * norm(direction) for each, direction in scales)
-        return any(
-            all(
-                not abs(slope - claimed) > _SLOPE * scale + self._value_noise(step)
-                for slope in self._slopes(directions, step)
-            )
-            for step in _STEPS
-        )
-
-    def _slopes(
-        self, directions: Mapping[int, np.ndarray], step: float = _STEPS[0]
-    ) -> list[float]:
-        """Returns the slopes of the weighed value on the one and the other side."""
-        pairs = self._case.sides(directions, step)
-        return [
-            _weighed(self._case.weights, [pair[side] for pair in pairs])
-            for side in range(2)
-        ]
-
-    def _value_noise(self, step: float = _STEPS[0]) -> float:
-        """What the rounding of values does to a slope."""
-        size = _weighed(self._case.weights, self._case.readings.values, np.abs)
-        return _NOISE * size / step
-
     def _is_representable(self) -> bool:
         """Whether what is true fits into the dtypes of the leaves."""
         readings, limits = self._case.readings, self._limits()
@@ -387,22 +314,3 @@ def _sizes(case: Case) -> Sequence[float]:
     if case.claim.mode == "rev":
         return case.sizes
     return [1 / (norm(value) or 1.0) for value in case.readings.values]
-
-
-def _expected_slope(case: Case) -> tuple[float, dict[int, np.ndarray]]:
-    """Returns the slope that is claimed along one direction, and the direction."""
-    claimed = case.readings.claimed
-    if case.claim.mode == "fwd":
-        directions = {i: widen(tangent) for i, tangent in enumerate(case.seed)}
-        return _weighed(case.weights, claimed), directions
-    directions = {i: case.direction(i, "special point") for i in range(len(claimed))}
-    return _weighed(list(directions.values()), claimed), directions
-
-
-def _weighed(
-    weights: Values,
-    values: Sequence[np.ndarray],
-    each: Callable[[np.ndarray], np.ndarray] = np.real,
-) -> float:
-    products = zip(weights, values, strict=True)
-    return sum(float(np.sum(each(weight * value))) for weight, value in products)
