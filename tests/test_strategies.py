@@ -1,6 +1,8 @@
 """The domains as Hypothesis strategies."""
 
 import dataclasses
+import importlib
+import sys
 
 import hypothesis
 import jax
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from gradtest import domains, strategies
-from gradtest._src.hunting import kinds
+from gradtest._src.hunting import choosing, kinds
 
 pytestmark = pytest.mark.core
 
@@ -57,7 +59,7 @@ def _drawn(strategy):
     """Returns what a strategy draws, the same each time."""
     seen = []
 
-    @hypothesis.settings(quiet, max_examples=150, phases=[hypothesis.Phase.generate])
+    @hypothesis.settings(quiet, max_examples=400, phases=[hypothesis.Phase.generate])
     @hypothesis.given(strategy)
     def draws(array):
         seen.append(array)
@@ -96,6 +98,23 @@ def test_sizes_that_are_not_given_are_drawn_and_shrink():
     assert {0, 1, 2, 3} <= _sizes(batch)
     assert len(_smallest(batch, lambda x: len(x) > 6)) == 7
     assert 0 not in _sizes(strategies.simplex(("n",)))
+
+
+def test_a_search_draws_the_same_whatever_modules_are_loaded(tmp_path, monkeypatch):
+    # Hypothesis draws integers that stand in the source of what is loaded.
+    def found():
+        seen = []
+        mixed = choosing.together([choosing.number(1000), choosing.one_of("abcdef")])
+        choosing.search(mixed, lambda drawn: seen.append(drawn), examples=200, seed=3)
+        return seen
+
+    before = found()
+    (tmp_path / "constants.py").write_text(f"CONSTANTS = {list(range(0, 1000, 7))}")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("constants")
+    after = found()
+    monkeypatch.delitem(sys.modules, "constants")
+    assert after == before
 
 
 def _sizes(strategy):

@@ -23,12 +23,28 @@ except ImportError as error:
         "pip install 'gradtest[hunt]'"
     ) from error
 
-# Arrays of more entries are drawn whole, not entry by entry.
+# So many entries of an array are also drawn one by one. Larger arrays have no fewer of
+# them than smaller ones, to which Hypothesis could not shrink them otherwise.
 _MOST_ENTRIES = 24
 _MOST_SEEDS = 1 << 20
 _RARELY = 12
+_FAR = 1 << 100
 # Sizes that a named axis has where none is given, the smallest first.
 SIZES = (1, 2, 3, 0, 4, 5, 7, 8, 9, 15, 16, 17)
+
+
+def number(most: int) -> SearchStrategy[int]:
+    """Returns a strategy for whole numbers from 0 to `most`, small ones the simplest.
+
+    Into integers Hypothesis mixes those that stand in the source of modules loaded at
+    the time, and no key would fix what is drawn: hence a range where none of them is.
+    """
+    return st.integers(_FAR, _FAR + most).map(lambda drawn: drawn - _FAR)
+
+
+def one_of(items: Sequence[Any]) -> SearchStrategy[Any]:
+    """Returns a strategy for one of some items, the first the simplest."""
+    return number(len(items) - 1).map(items.__getitem__)
 
 
 def arrays(domain: Domain) -> SearchStrategy[np.ndarray]:
@@ -37,12 +53,12 @@ def arrays(domain: Domain) -> SearchStrategy[np.ndarray]:
     They shrink towards constant arrays of the simplest entry; small arrays entry by
     entry.
     """
-    size = math.prod(domain.sized_shape())
-    is_small = domain.name in kinds.ENTRYWISE and 0 < size <= _MOST_ENTRIES
-    special = kinds.special_entries(domain) if is_small else []
+    is_entrywise = domain.name in kinds.ENTRYWISE
+    special = kinds.special_entries(domain) if is_entrywise else []
+    count = min(math.prod(domain.sized_shape()), _MOST_ENTRIES)
     # A low number puts a special entry in the place of what was drawn.
-    code = st.integers(0, _RARELY * len(special))
-    codes = st.lists(code, min_size=size, max_size=size) if special else st.just([])
+    code = number(_RARELY * len(special))
+    codes = st.lists(code, min_size=count, max_size=count) if special else st.just([])
 
     def make(recipe: drawing.Recipe, seed: int, chosen: list[int]) -> np.ndarray:
         drawn = drawing.draw(domain, recipe, np.random.default_rng(seed))
@@ -52,7 +68,7 @@ def arrays(domain: Domain) -> SearchStrategy[np.ndarray]:
                 entries[place] = special[number]
         return entries.reshape(drawn.shape)
 
-    recipes, seeds = st.sampled_from(drawing.RECIPES), st.integers(0, _MOST_SEEDS)
+    recipes, seeds = one_of(drawing.RECIPES), number(_MOST_SEEDS)
     return st.builds(make, recipes, seeds, codes)
 
 
@@ -69,10 +85,7 @@ def together(strategies: Sequence[SearchStrategy[Any]]) -> SearchStrategy[Any]:
 def sizes(names: Sequence[str], last: frozenset[str]) -> SearchStrategy[Any]:
     """Returns a strategy for sizes by name; those of `last` are not 0."""
     return st.fixed_dictionaries(
-        {
-            name: st.sampled_from([s for s in SIZES if s or name not in last])
-            for name in names
-        }
+        {name: one_of([s for s in SIZES if s or name not in last]) for name in names}
     )
 
 

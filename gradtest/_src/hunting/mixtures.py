@@ -18,19 +18,19 @@ def examples(places: Sequence[Place]) -> choosing.SearchStrategy[Example]:
 
     @st.composite
     def drawn(draw: Any) -> Example:
-        place = draw(st.sampled_from(by_size))
+        place = draw(choosing.one_of(by_size))
         widest = max((len(scope.wider) for scope in place.scopes), default=0)
-        wider = draw(st.integers(0, widest))
+        wider = draw(choosing.number(widest))
         values = list(place.values)
         free = [k for k, scope in enumerate(place.scopes) if scope.domain is not None]
         for n, k in enumerate(free):
             # A leaf that stays ordinary lets what is wrong in another one be seen.
-            if len(free) > 1 and draw(st.integers(0, 3)) == 3:
+            if len(free) > 1 and draw(choosing.number(3)) == 3:
                 continue
             scope = place.scopes[k]
             alike = [j for j in free[:n] if place.may_be_equal(j, k)]
-            if alike and draw(st.integers(0, 4)) == 4:
-                values[k] = values[draw(st.sampled_from(alike))]
+            if alike and draw(choosing.number(4)) == 4:
+                values[k] = values[draw(choosing.one_of(alike))]
                 continue
             domain = scope.at(place.sizes, wider)
             values[k] = cast_like(scope, draw(choosing.arrays(domain)))
