@@ -173,3 +173,47 @@ def test_a_value_that_cancels_to_rounding_is_no_other_value():
     )
     assert not [f for f in report.findings if f.check == "value"]
     assert report.verdict is not gradtest.Verdict.FAIL
+
+
+def test_a_gradient_where_all_cancels_is_told_from_one_that_is_wrong():
+    @jax.custom_jvp
+    def centred_sum(x):
+        return jnp.sum(x - jnp.mean(x))
+
+    @centred_sum.defjvp
+    def _(primals, tangents):
+        return centred_sum(*primals), 1e-3 * jnp.sum(tangents[0])
+
+    x = jnp.array([0.1, 1.7, 2.3])
+    report = gradtest.check(lambda x: jnp.sum(x - jnp.mean(x)), x)
+    assert report.verdict is gradtest.Verdict.PASS
+    with pytest.raises(gradtest.GradientMismatch, match="zero in every entry"):
+        gradtest.assert_autodiff_matches(centred_sum, x)
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: optax.losses.cosine_distance(x, 2 * x),
+        lambda x: optax.losses.kl_divergence(jax.nn.log_softmax(x), jax.nn.softmax(x)),
+        lambda x: jnp.sum((x / jnp.linalg.norm(x, axis=-1, keepdims=True)) ** 2),
+        lambda x: jnp.sin(x) ** 2 + jnp.cos(x) ** 2,
+    ],
+    ids=["cosine", "kl", "unit", "sin_cos"],
+)
+def test_where_all_cancels_rounding_is_no_mistake(fn, size):
+    generator = np.random.default_rng(0)
+    for shape in [(1,), (4, 1), (2, 3)]:
+        x = jnp.asarray(size * generator.standard_normal(shape), jnp.float32)
+        assert gradtest.check(fn, x).verdict is gradtest.Verdict.PASS
+
+
+def test_a_rule_that_rounds_worse_where_all_cancels_is_refused():
+    @jax.custom_vjp
+    def ones(x):
+        return jnp.sin(x) ** 2 + jnp.cos(x) ** 2
+
+    ones.defvjp(lambda x: (ones(x), x), lambda x, ct: (1e4 * ct * (ones(x) - 1),))
+    with pytest.raises(gradtest.GradientMismatch, match="loses its accuracy"):
+        gradtest.assert_autodiff_matches(ones, jnp.array([0.3, 1.1, 0.7, 2.1, 3.3]))

@@ -18,7 +18,7 @@ from gradtest._src.differences import Slope
 from gradtest._src.inputs import Leaf, Point
 from gradtest._src.lifting import widen
 from gradtest._src.program import Program, Values
-from gradtest._src.truth import Bench, Readings
+from gradtest._src.truth import Bench, Jittered, Readings
 
 # Leaves whose expected contributions lie within this factor share a direction.
 _BUCKET_SPAN = 1e3
@@ -199,17 +199,8 @@ class Case:
             noise += norm(here.exact[leaf] - near.exact[leaf])
         return NOISE_FACTOR * noise
 
-    def value_noise(self, output: int) -> float:
-        """Returns how far rounding moves a value that cancels: a norm."""
-        here = self.readings.values[output]
-        nudged = (
-            self.perturbed(4 * _FLOAT64_EPS, f"rounding {k}").readings.values[output]
-            for k in range(_JITTERS)
-        )
-        return NOISE_FACTOR * max(norm(here - near) for near in nudged)
-
     @functools.cached_property
-    def _jittered(self) -> list[tuple[Values, Values | None]]:
+    def _jittered(self) -> list[Jittered]:
         generator = seeding.generator(self.key, "jitter", self.trial)
         shifts = _FLOAT64_EPS * generator.choice([-1.0, 1.0], (_JITTERS, 64))
         return [self.bench.read_jittered(self.point, row) for row in shifts]
@@ -220,11 +211,25 @@ class Case:
         At a neighbouring point the same sums may round alike; here every operation of
         both is off by a unit in the last place.
         """
-        here, most = self.readings, 0.0
-        for claimed, exact in self._jittered:
-            noise = norm(here.claimed[leaf] - claimed[leaf])
-            if here.exact is not None and exact is not None:
-                noise += norm(here.exact[leaf] - exact[leaf])
+        return self._moved(leaf, "claimed", "exact")
+
+    def exact_noise(self, leaf: int) -> float:
+        """Returns how far the rounding inside moves the exact derivative: a norm."""
+        return self._moved(leaf, "exact")
+
+    def value_noise(self, output: int) -> float:
+        """Returns how far the rounding inside moves a value and the claim's: a norm."""
+        return self._moved(output, "claimed_values", "values")
+
+    def _moved(self, k: int, *readings: str) -> float:
+        """Returns how far jitter moves the k-th arrays of these readings together."""
+        most = 0.0
+        for jittered in self._jittered:
+            noise = 0.0
+            for name in readings:
+                here, there = getattr(self.readings, name), getattr(jittered, name)
+                if here is not None and there is not None:
+                    noise += norm(here[k] - there[k])
             most = max(most, noise if np.isfinite(noise) else 0.0)
         return _JITTER_FACTOR * most
 

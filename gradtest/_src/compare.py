@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from gradtest._src import diagnose, jaxprs, seeding
-from gradtest._src.case import Case, norm, pair, pair_all
+from gradtest._src.case import FAINT, Case, norm, pair, pair_all
 from gradtest._src.confirmation import (
     Confirmation,
     confirm,
@@ -25,7 +25,7 @@ from gradtest._src.conventions import Convention, convention
 from gradtest._src.diagnosis.questions import scene_of
 from gradtest._src.differences import SETTLED_PART, SWAMPED, Slope
 from gradtest._src.findings import Cause, Entry, Finding, Verdict
-from gradtest._src.gaps import LeafGap, as_number, leaf_gap
+from gradtest._src.gaps import SILENT_NOTE, LeafGap, as_number, leaf_gap
 from gradtest._src.kinks import NearbyGradients, sample_nearby
 from gradtest._src.locate import locate_entry, measured_gradient
 from gradtest._src.primal import value_trouble
@@ -81,9 +81,26 @@ class FormulaJudge:
         else:
             found |= self._judge_sound()
         return [
-            self._by_convention(i, found[i]) if i not in broken else found[i]
-            for i in range(len(case.leaves))
+            found[i] if i in broken else self._as_zero(i, self._by_convention(i, f))
+            for i, f in sorted(found.items())
         ]
+
+    def _as_zero(self, i: int, finding: Finding) -> Finding:
+        """Accepts what is zero but for the rounding inside, as differences show it.
+
+        Where terms cancel in every entry, no gradient is large enough to set a scale.
+        """
+        case = self.case
+        if finding.verdict is Verdict.PASS or self.exact is None:
+            return finding
+        claimed, direction = self.claimed[i], case.direction(i, "leaf 0")
+        slope = case.measure({i: direction}, least_scale(case))
+        seen = SWAMPED * norm(claimed) * norm(direction) + 3 * slope.error
+        if slope.distance(0.0) > seen:
+            return finding
+        if not max(norm(claimed), norm(self.exact[i])) <= case.evaluation_noise(i):
+            return finding
+        return self._finding(i, Verdict.PASS, allowed=1.0, notes=(SILENT_NOTE,))
 
     def _by_convention(self, i: int, finding: Finding) -> Finding:
         """Accepts at a kink what JAX itself takes for the derivative there."""
@@ -176,7 +193,7 @@ class FormulaJudge:
             size, allowed = confirmation.numbers[i]
         notes: tuple[str, ...] = (_KINK_NOTE,) if confirmation.is_kink else ()
         if gap.is_silent:
-            notes += (_SILENT_NOTE,)
+            notes += (SILENT_NOTE,)
         elif i in self.faint:
             notes += (_FAINT_NOTE,)
         return self._finding(i, Verdict.PASS, size=size, allowed=allowed, notes=notes)
@@ -194,7 +211,7 @@ class FormulaJudge:
             if self._rounding_explains(i):
                 return self._as_far_as_seen(i, gap)
             return self._wrong(i, gap, notes=(_FAINT_NOTE,))
-        note = _SILENT_NOTE if gap.is_silent else _FAINT_NOTE
+        note = SILENT_NOTE if gap.is_silent else _FAINT_NOTE
         return self._finding(
             i, Verdict.PASS, size=gap.size, allowed=gap.allowed, notes=(note,)
         )
@@ -271,6 +288,8 @@ class FormulaJudge:
 
     def _cause(self, truth: list[np.ndarray], i: int, rtol: float) -> Cause:
         """Names a cause at first sight; what it takes to look closer is put off."""
+        if self._is_but_rounding(i, truth[i]):
+            truth = [*truth[:i], np.zeros_like(truth[i]), *truth[i + 1 :]]
 
         def closely() -> tuple[Cause, ...]:
             return diagnose.leaf_causes(self.claimed, truth, i, rtol, scene=self._scene)
@@ -279,6 +298,12 @@ class FormulaJudge:
         place = (self.case.claim.mode, self.case.leaves[i].name)
         self.case.later[place] = cause, closely
         return cause
+
+    def _is_but_rounding(self, i: int, truth: np.ndarray) -> bool:
+        """Whether a truth that is nothing beside the claim is rounding alone."""
+        if not norm(truth) < FAINT * norm(self.claimed[i]):
+            return False
+        return norm(truth) <= self.case.evaluation_noise(i)
 
     @functools.cached_property
     def _scene(self) -> diagnose.Scene:
@@ -485,7 +510,6 @@ _SYMMETRIC_NOTE = (
 _DECLARED_NOTE = (
     "with the products that expect_differs declares; differences confirmed the rest"
 )
-_SILENT_NOTE = "zero but for rounding, and claimed so"
 _FAINT_NOTE = "too faint for differences: judged by rule-free autodiff alone"
 _NOISE_NOTE = "so small that float64 itself rounds it by as much"
 _CONVENTION_NOTE = (

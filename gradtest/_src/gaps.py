@@ -9,6 +9,8 @@ import numpy as np
 from gradtest._src.case import norm
 from gradtest._src.findings import Entry
 
+SILENT_NOTE = "zero but for rounding, and claimed so"
+
 
 @dataclasses.dataclass(frozen=True)
 class LeafGap:

@@ -151,6 +151,9 @@ def _read(
         gaps = [_gap(w, c) for w, c in zip(worked, lifted, strict=True)]
         measure = case if yardstick is None else yardstick()
         allowed = _measured_allowance(measure, lifted, allowed, _spacing(products))
+        for i, c in enumerate(lifted):
+            if gaps[i] > max(allowed[i], norm(c)):
+                allowed[i] = max(allowed[i], _loss_of_silence(measure, i))
     return _Seen(worked, lifted, gaps, allowed, is_narrower=_is_narrower(case))
 
 
@@ -233,17 +236,32 @@ def _measured_allowance(
         return [max(f, relative * norm(c)) for f, c in zip(floors, lifted, strict=True)]
     losses = [norm(p - e) for p, e in zip(plain, exact, strict=True)]
     shaken = losses_of_operands(case)
-    # One leaf may round well by luck: the usual leaf counts as well.
+    # One leaf may round well by luck: the usual leaf counts as well. One that is all
+    # rounding tells no more than that.
     parts = [
-        loss / norm(e)
+        min(loss / norm(e), 1.0)
         for loss, e in zip(losses, exact, strict=True)
         if norm(e) and np.isfinite(loss)
     ]
     usual = float(np.median(parts)) if parts else 0.0
+    least = map(max, floors, shaken)
     return [
-        max(floor, allowance(loss if np.isfinite(loss) else 0.0, usual, norm(c)), moved)
-        for floor, loss, moved, c in zip(floors, losses, shaken, lifted, strict=True)
+        max(floor, allowance(loss if np.isfinite(loss) else 0.0, usual, norm(c)))
+        for floor, loss, c in zip(least, losses, lifted, strict=True)
     ]
+
+
+def _loss_of_silence(case: Case, i: int) -> float:
+    """Returns what working precision makes of a derivative that is zero by cancelling.
+
+    One run of the rule-free derivative may round to zero by luck: it is what rounding
+    of every operation moves it by in float64, at the spacing of the working dtype. 0
+    where the derivative is more than that.
+    """
+    exact, noise = case.readings.exact, case.exact_noise(i)
+    if exact is None or norm(exact[i]) > noise:
+        return 0.0
+    return noise * case.working_eps / float(np.finfo(np.float64).eps)
 
 
 def losses_of_operands(case: Case) -> list[float]:

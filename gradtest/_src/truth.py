@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,15 @@ class Readings:
         parts = zip(known, self.exact, self.claimed, strict=True)
         filled = [np.where(each, exact, claimed) for each, exact, claimed in parts]
         return filled, {i for i, each in enumerate(known) if not each.all()}
+
+
+class Jittered(NamedTuple):
+    """What `Bench.read` returns, where every operation rounds otherwise."""
+
+    claimed_values: Values | None
+    claimed: Values
+    values: Values | None
+    exact: Values | None
 
 
 class Bench:
@@ -322,9 +331,7 @@ class Bench:
         self.worked = returned[-len(reference) :]
         return self._farthest(returned, None, reference)
 
-    def read_jittered(
-        self, point: Point, shifts: np.ndarray
-    ) -> tuple[Values, Values | None]:
+    def read_jittered(self, point: Point, shifts: np.ndarray) -> Jittered:
         """Returns claim and exact derivative in float64, every operation a bit off.
 
         How far they move is what rounding may have done to them.
@@ -349,9 +356,9 @@ class Bench:
         def claimed(moving: Any, held: Any, seed: Any, consts: Any, by: Any) -> Values:
             return jittered(consts, by)(claim.jaxpr, [*moving, *held, *seed])
 
-        def exact(moving: Any, held: Any, seed: Any, consts: Any, by: Any) -> Values:
+        def exact(moving: Any, held: Any, seed: Any, consts: Any, by: Any) -> Any:
             run = jittered(consts, by).fork(stops=Recorder())
-            return exactly(program, run, moving, held, seed)[1]
+            return exactly(program, run, moving, held, seed)
 
         def run(name: str, function: Any, arguments: list[Any], mesh: Any) -> Any:
             arguments = [*arguments, shifts]
@@ -361,11 +368,11 @@ class Bench:
             )(*arguments)
 
         returned = self._copies(run("claim", claimed, at.claimed, claim.mesh))
-        found = self._farthest(returned, None, None)[1]
+        found = self._farthest(returned, None, None)
         if self.why_no_exact:
-            return found, None
+            return Jittered(*found, None, None)
         at_home = [at.moving, at.held, at.seed, at.consts]
-        return found, execution.to_host(run("exact", exact, at_home, None))
+        return Jittered(*found, *execution.to_host(run("exact", exact, at_home, None)))
 
     def read_working_exact(self, point: Point) -> Values | None:
         """Returns the rule-free derivative in working precision, or None."""
