@@ -53,6 +53,15 @@ def test_the_slope_of_a_usual_function_is_exact_to_a_part_in_a_billion():
     assert slope.error < 1e-8
 
 
+def test_noise_that_grows_towards_the_point_is_stepped_over():
+    def slope_of_sinc(t):
+        return 0.0 if t == 0 else np.cos(t) / t - np.sin(t) / t**2
+
+    slope = _slope(slope_of_sinc, 1.0)
+    assert slope.value == pytest.approx(-1 / 3, abs=3 * slope.error)
+    assert slope.error < 1e-3
+
+
 def test_a_constant_function_has_no_slope():
     slope = _slope(lambda t: 7.0 + 0 * t, 1.0)
     assert slope.value == 0
@@ -261,3 +270,43 @@ def test_a_staircase_is_not_called_wrong():
     x = jnp.array([0.3, 1.2, 2.6])
     report = gradtest.check(lambda x: jnp.floor(x) * x, x)
     assert report.verdict is gradtest.Verdict.PASS
+
+
+def _bend(right):
+    @jax.custom_jvp
+    def sinc(x):
+        return jnp.sinc(x)
+
+    @sinc.defjvp
+    def _(primals, tangents):
+        (x,), (dx,) = primals, tangents
+        slope = jax.vmap(jax.grad(jnp.sinc))(x)
+        return sinc(x), dx * (slope if right else jnp.where(x == 0, 14 * x, slope))
+
+    return sinc
+
+
+@pytest.mark.parametrize("x", [[0.0], [0.0, 0.3], [1.0, 0.3, 0.0]])
+def test_second_derivatives_where_singular_terms_cancel_are_judged(x):
+    gradtest.assert_autodiff_matches(jnp.sinc, jnp.array(x), order=2)
+    gradtest.assert_autodiff_matches(_bend(right=True), jnp.array(x), order=2)
+    with pytest.raises(gradtest.GradientMismatch) as caught:
+        gradtest.assert_autodiff_matches(_bend(right=False), jnp.array(x), order=2)
+    causes = [f.cause.name for f in caught.value.report.findings if f.cause]
+    assert "wrong at exact zeros" in causes
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_derivative_that_cancels_more_than_the_values_is_judged(factor):
+    def mean_log(x):
+        return jnp.log1p(x) / x
+
+    def scaled(primals, tangents):
+        value, slope = jax.jvp(mean_log, primals, tangents)
+        return value, factor * slope
+
+    ruled = jax.custom_jvp(mean_log)
+    ruled.defjvp(scaled)
+    report = gradtest.check(ruled, jnp.array([1e-6, 0.3, 2.0]), order=2)
+    right = factor == 1.0
+    assert report.verdict is gradtest.Verdict["PASS" if right else "FAIL"]

@@ -12,8 +12,8 @@ import functools
 
 import numpy as np
 
-from gradtest._src import diagnose, jaxprs, seeding
-from gradtest._src.case import FAINT, Case, norm, pair, pair_all
+from gradtest._src import cancellation, diagnose, jaxprs, seeding
+from gradtest._src.case import Case, norm, pair, pair_all
 from gradtest._src.confirmation import (
     Confirmation,
     confirm,
@@ -86,19 +86,8 @@ class FormulaJudge:
         ]
 
     def _as_zero(self, i: int, finding: Finding) -> Finding:
-        """Accepts what is zero but for the rounding inside, as differences show it.
-
-        Where terms cancel in every entry, no gradient is large enough to set a scale.
-        """
-        case = self.case
-        if finding.verdict is Verdict.PASS or self.exact is None:
-            return finding
-        claimed, direction = self.claimed[i], case.direction(i, "leaf 0")
-        slope = case.measure({i: direction}, least_scale(case))
-        seen = SWAMPED * norm(claimed) * norm(direction) + 3 * slope.error
-        if slope.distance(0.0) > seen:
-            return finding
-        if not max(norm(claimed), norm(self.exact[i])) <= case.evaluation_noise(i):
+        """Accepts what is zero but for rounding, as differences show it."""
+        if finding.verdict is Verdict.PASS or not cancellation.is_all(self.case, i):
             return finding
         return self._finding(i, Verdict.PASS, allowed=1.0, notes=(SILENT_NOTE,))
 
@@ -208,7 +197,7 @@ class FormulaJudge:
             at_kink = self._nearby is not None and self._nearby.varying(i)
             if at_kink:
                 return self._judge_at_kink(i, gap)
-            if self._rounding_explains(i):
+            if cancellation.sets_apart(self.case, i):
                 return self._as_far_as_seen(i, gap)
             return self._wrong(i, gap, notes=(_FAINT_NOTE,))
         note = SILENT_NOTE if gap.is_silent else _FAINT_NOTE
@@ -269,6 +258,8 @@ class FormulaJudge:
                 i, Verdict.INCONCLUSIVE, cause=diagnose.LOOSE_SOLVER, **gap
             )
         agrees = self.exact is not None and not self._gap(i).is_exceeded
+        if agrees and cancellation.explains(case, i, direction, slope):
+            return self._as_far_as_seen(i, self._gap(i))
         nearest = min(abs(rung - claimed) for rung in slope.rungs)
         unsettled = slope.error > SETTLED_PART * distance or nearest < distance / 4
         if agrees and unsettled:
@@ -288,7 +279,7 @@ class FormulaJudge:
 
     def _cause(self, truth: list[np.ndarray], i: int, rtol: float) -> Cause:
         """Names a cause at first sight; what it takes to look closer is put off."""
-        if self._is_but_rounding(i, truth[i]):
+        if cancellation.is_all_of_truth(self.case, i, truth[i]):
             truth = [*truth[:i], np.zeros_like(truth[i]), *truth[i + 1 :]]
 
         def closely() -> tuple[Cause, ...]:
@@ -298,12 +289,6 @@ class FormulaJudge:
         place = (self.case.claim.mode, self.case.leaves[i].name)
         self.case.later[place] = cause, closely
         return cause
-
-    def _is_but_rounding(self, i: int, truth: np.ndarray) -> bool:
-        """Whether a truth that is nothing beside the claim is rounding alone."""
-        if not norm(truth) < FAINT * norm(self.claimed[i]):
-            return False
-        return norm(truth) <= self.case.evaluation_noise(i)
 
     @functools.cached_property
     def _scene(self) -> diagnose.Scene:
@@ -357,7 +342,7 @@ class FormulaJudge:
             return self._judge_at_kink(i, gap)
         tolerance = 3 * slope.error + SWAMPED * separation
         if tolerance > separation / 2:
-            if self._rounding_explains(i):
+            if cancellation.sets_apart(case, i):
                 return self._as_far_as_seen(i, gap)
             drowned = bool(case.is_faint(np.array([separation]))[0])
             if drowned and norm(difference) > case.rounding_noise(i):
@@ -416,13 +401,6 @@ class FormulaJudge:
         sizes = case.sizes[i] * (0.5 + generator.random(difference.shape))
         safe = np.where(difference == 0, 1, np.abs(difference))
         return sizes * gap.disputed * np.conj(difference) / safe
-
-    def _rounding_explains(self, i: int) -> bool:
-        """Whether float64 itself may have set claim and exact derivative apart."""
-        if self.exact is None:
-            return False
-        distance = norm(self.claimed[i] - self.exact[i])
-        return distance <= self.case.evaluation_noise(i)
 
     def _as_far_as_seen(self, i: int, gap: LeafGap) -> Finding:
         noise = self.case.evaluation_noise(i) / (norm(self.reference[i]) or 1.0)

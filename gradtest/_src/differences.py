@@ -34,6 +34,8 @@ _SETTLED = 1e-7
 _NOISE_SAMPLES = 8
 _SPACINGS = (1e-12, 1e-8, 1e-6)
 _NOISY_SPACINGS = (1e-4,)
+# How far apart, as a part of a step, where the noise is looked for at that step itself.
+_LOCAL_SPACING = 1e-3
 # A rung's error, as a part of the expected slope, that asks for no further search; and
 # how sharp the slope of a staircase must be to be believed against flat finer rungs.
 _CONVINCING, _STAIRCASE = 1e-4, 1e-2
@@ -105,6 +107,7 @@ class _Ladder:
         self.noise = noise
         self._sides: dict[float, tuple[Values, Values]] = {}
         self._slopes: dict[float, float] = {}
+        self._local: dict[float, float] = {}
 
     def sides(self, step: float) -> tuple[Values, Values]:
         """Returns the values at -step and +step."""
@@ -127,11 +130,17 @@ class _Ladder:
         """Returns the error that noise in the values makes at this step."""
         return self.noise / step
 
-    def sampled_noise(self, spacing: float) -> float:
+    def sampled_noise(self, spacing: float, around: float = 0.0) -> float:
         """Estimates the noise of the weighted values from samples this far apart."""
         steps = spacing * (np.arange(_NOISE_SAMPLES) - _NOISE_SAMPLES // 2)
-        values = [weighted(self._line(float(t)), self._weights) for t in steps]
+        values = [weighted(self._line(float(around + t)), self._weights) for t in steps]
         return computational_noise(values)
+
+    def local_noise(self, step: float) -> float:
+        """Estimates the noise of the weighted values where a step leads."""
+        if step not in self._local:
+            self._local[step] = 2 * self.sampled_noise(_LOCAL_SPACING * step, step)
+        return self._local[step]
 
     def one_sided(self, step: float, base: Values) -> tuple[float, float]:
         """Returns the slopes from -step to 0 and from 0 to +step."""
@@ -185,16 +194,22 @@ def _descend(
     Noise shows at the scale where it lives. A value that passes through numbers a
     billion times as large is a staircase with steps of 1e-7: flat, and so without any
     noise, at the finest rungs. So where no rung convinces, or the finest ones see
-    nothing at all, the noise is looked for at coarser and coarser spacings.
+    nothing at all, the noise is looked for at coarser and coarser spacings. Where terms
+    cancel that are singular at the point itself, as of `sin(x) / x` and its derivatives
+    at 0, the noise differs from step to step, and is looked for at each.
     """
     slopes = [ladder.slope(step) for step in rungs]
     flat = [step for step in rungs if not any(d.any() for d in ladder.outputs(step))]
+    noise = ladder.noise
     spacings = _NOISY_SPACINGS if is_noisy else _SPACINGS
     ladder.noise = max(ladder.noise, 2 * ladder.sampled_noise(spacings[0]))
     best = _best_rung(ladder, rungs)
     is_staircase = bool(flat) and any(slopes)
     if best[2] <= _CONVINCING * scale and not is_staircase:
-        return best
+        step, value, error = best
+        if is_noisy or ladder.local_noise(step) <= _CONVINCING * scale * step:
+            return best
+        best = step, value, error + ladder.local_noise(step) / step
     kept = [step for step in rungs if step > max(flat, default=0.0)]
     for spacing in spacings[1:]:
         ladder.noise = max(ladder.noise, 2 * ladder.sampled_noise(spacing))
@@ -203,24 +218,31 @@ def _descend(
             return coarser
         if coarser[2] < best[2]:
             best = coarser
-    return best
+    if is_noisy or best[2] <= _CONVINCING * scale:
+        return best
+    ladder.noise = noise
+    uneven = _best_rung(ladder, rungs, is_uneven=True)
+    return min(best, uneven, key=lambda rung: rung[2])
 
 
-def _best_rung(ladder: _Ladder, rungs: Sequence[float]) -> tuple[float, float, float]:
+def _best_rung(
+    ladder: _Ladder, rungs: Sequence[float], *, is_uneven: bool = False
+) -> tuple[float, float, float]:
     """Picks the rung whose neighbours agree best, extrapolated or not.
 
     A coarse plateau of a kinked function can look flat and be wrong, so every
-    candidate must also agree with the finer rungs to within their own noise.
+    candidate must also agree with the finer rungs to within their own noise. Noise that
+    is uneven grows towards the point: that of a finer rung is no less.
     """
     slopes = [ladder.slope(step) for step in rungs]
+    local = [ladder.local_noise(step) if is_uneven else 0.0 for step in rungs]
     best = (rungs[-1], slopes[-1], math.inf)
     for i in range(1, len(rungs)):
+        grown = np.maximum.accumulate([ladder.noise, *local[i:]])[1:]
+        rounding = grown / np.array(rungs[i:])
         for value, error in _candidates(slopes, rungs, i):
-            finer = [
-                abs(value - slopes[j]) - 4 * ladder.rounding(rungs[j])
-                for j in range(i + 1, len(rungs))
-            ]
-            error = max([error, *finer]) + ladder.rounding(rungs[i])
+            finer = np.abs(value - np.array(slopes[i + 1 :])) - 4 * rounding[1:]
+            error = float(max([error, *finer]) + rounding[0])
             if error < best[2]:
                 best = (rungs[i], value, error)
     return best

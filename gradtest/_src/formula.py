@@ -48,6 +48,7 @@ def _judge_product(case: Case, plain: list[np.ndarray]) -> list[Finding]:
         case.readings, claimed=plain, exact=plain, plain=None
     )
     shadow.__dict__["readings"] = readings
+    shadow.__dict__["_jittered"] = []  # which would be of the claim itself
     confirmed = FormulaJudge(shadow).findings()
     judge = FormulaJudge(case)
     return [
