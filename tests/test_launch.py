@@ -103,7 +103,8 @@ def test_when_one_fails_it_is_named_and_the_others_are_ended(deed, code, told):
         own = [line for line in err.splitlines() if line.startswith("[1]")]
         assert own[0] == "[1] Traceback (most recent call last):"
         assert _PROGRAM in own[1]  # and no frame of the launcher's
-        assert own[-1] == "[1] ValueError: of the second"
+        # What JAX logs of the other process's end may follow.
+        assert "[1] ValueError: of the second" in own
 
 
 def test_an_installed_command_is_run():
