@@ -6,11 +6,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from gradtest._src import control_flow, execution, solvers
+from gradtest._src import execution, kit
 from gradtest._src.lifting import Evaluator, lifted_dtype, widen
 
-# Importing them is what registers their primitives.
-_REGISTERED = (control_flow, solvers)
+# Importing it is what registers all primitives.
+_REGISTERED = kit
 
 
 @dataclasses.dataclass(frozen=True)

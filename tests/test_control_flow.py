@@ -272,3 +272,21 @@ def test_debugging_prints_are_left_out(capsys):
     assert capsys.readouterr().out == ""
     assert not islands
     np.testing.assert_allclose(found, np.sin(_VECTOR.astype(float)), rtol=1e-14)
+
+
+def test_a_loop_whose_rule_alone_gives_it_a_gradient_has_no_second_order():
+    @jax.custom_vjp
+    def root(x):
+        return lax.while_loop(
+            lambda state: state[0] < 20,
+            lambda state: (state[0] + 1, (state[1] + x / state[1]) / 2),
+            (0, jnp.ones_like(x)),
+        )[1]
+
+    root.defvjp(lambda x: (y := root(x), y), lambda y, g: (g / (2 * y),))
+    x = jnp.array([0.5, 2.0])
+    gradtest.assert_autodiff_matches(root, x)
+    with pytest.raises(ValueError, match=r"`order` 2 needs a gradient without custom"):
+        gradtest.assert_autodiff_matches(root, x, order=2)
+    report = gradtest.hunt(root, x, examples=30, database=None)
+    assert report.verdict is gradtest.Verdict.PASS

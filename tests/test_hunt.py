@@ -120,6 +120,48 @@ def test_a_right_formula_that_cancels_at_huge_numbers_is_not_accused():
     assert report.verdict is Verdict.PASS
 
 
+def newtons_root(counted: bool, right: bool):
+    """Returns the root x of x**3 + p x = q, with the rule for implicit functions."""
+
+    def step(p: jax.Array, q: jax.Array, x: jax.Array) -> jax.Array:
+        return x - (x**3 + p * x - q) / (3 * x**2 + p)
+
+    @jax.custom_vjp
+    def root(p: jax.Array, q: jax.Array) -> jax.Array:
+        start = jnp.zeros_like(q)
+        if counted:
+            return jax.lax.fori_loop(0, 60, lambda _, x: step(p, q, x), start)
+        return jax.lax.while_loop(
+            lambda state: state[0] < 60,
+            lambda state: (state[0] + 1, step(p, q, state[1])),
+            (0, start),
+        )[1]
+
+    def forwards(p, q):
+        x = root(p, q)
+        return x, (p, x)
+
+    def backwards(saved, g):
+        p, x = saved
+        u = g / (3 * x**2 + p)
+        return (-u * x if right else 0 * u), u
+
+    root.defvjp(forwards, backwards)
+    return root
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_iteration_without_an_end_is_not_accused(counted):
+    root = newtons_root(counted, right=True)
+    # Where p is negative it may go around in circles, whose derivative is no root's.
+    circle = gradtest.check(root, jnp.array([-2.0]), jnp.array([2.0]))
+    assert circle.verdict is not Verdict.PASS
+    args = jnp.array([1.3, 1.7]), jnp.array([0.4, -2.0])
+    for key in range(3):
+        assert hunt(root, *args, key=key, database=None).verdict is Verdict.PASS
+    wrong(newtons_root(counted, right=False), *args)
+
+
 def test_a_wrong_second_derivative_is_told_as_such():
     error = wrong(bump, jnp.array([0.3, -0.7]))
     assert "the second derivative of bump is wrong" in str(error)

@@ -197,13 +197,19 @@ class Check:
         """Traces the second derivative, whose cotangents are those of the first.
 
         Raises:
-          ValueError: There is no reverse mode.
+          ValueError: There is no reverse mode, or none without the custom rules.
         """
         first = self._programs[0]
         if self._claims[0].reverse is None:
             raise ValueError(
                 "`order` 2 needs a reverse mode, which the function does not have: "
                 + "; ".join(self._claims[0].unsupported)
+            )
+        why_no_gradient = self.case_at(point).bench.why_no_exact
+        if why_no_gradient:
+            raise ValueError(
+                "`order` 2 needs a gradient without custom rules to take differences "
+                f"of, which the function does not have: {why_no_gradient}"
             )
         second = first.gradient(self.surroundings.seed)
         claims = self.claiming(second, point)

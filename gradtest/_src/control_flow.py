@@ -33,6 +33,8 @@ def _scan(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
     scan = jaxprs.read_scan(eqn)
     points = points_of(run, eqn, operands)
     first, last = scan.num_consts, scan.num_consts + scan.num_carry
+    is_bare = len(operands) == last and len(eqn.outvars) == scan.num_carry
+    further = run.overrun if run.overruns_scans and is_bare else 0
 
     def body(carry: Points, xs: Points) -> tuple[Points, Any]:
         args = [
@@ -47,7 +49,7 @@ def _scan(run: Evaluator, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
         body,
         [point[first:last] for point in points],
         [point[last:] for point in points],
-        length=scan.length,
+        length=scan.length + further,
         reverse=scan.reverse,
         unroll=scan.unroll,
     )

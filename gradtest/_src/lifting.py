@@ -69,6 +69,8 @@ class Evaluator:
       stops: What happens to values under `stop_gradient`; None stops their
         derivatives and nothing else. See `Recorder` and `Replayer`.
       overrun: How many steps each `while` loop goes on after it has ended.
+      overruns_scans: Whether scans without inputs or outputs step by step, as of
+        `fori_loop`, go on as well.
       islands: Names of the primitives that ran in their own precision.
       place: Inside a Pallas kernel, where in the grid it runs; see `grid.Place`.
       declared: What stands in for custom rules that differ on purpose, by the `id` of
@@ -89,6 +91,7 @@ class Evaluator:
         solver_audit: Callable[..., Any] | None = None,
         literals: dict[int, Any] | None = None,
         overrun: int = 0,
+        overruns_scans: bool = False,
         islands: set[str] | None = None,
         place: Any = None,
         declared: Mapping[int, Any] | None = None,
@@ -102,6 +105,7 @@ class Evaluator:
         self.solver_audit = solver_audit
         self.literals = literals or {}
         self.overrun = overrun
+        self.overruns_scans = overruns_scans
         self.islands = set() if islands is None else islands
         self.place = place
         self.declared = declared or {}
@@ -119,6 +123,7 @@ class Evaluator:
             "solver_audit": self.solver_audit,
             "literals": self.literals,
             "overrun": self.overrun,
+            "overruns_scans": self.overruns_scans,
             "islands": self.islands,
             "place": self.place,
             "declared": self.declared,

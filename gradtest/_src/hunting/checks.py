@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from gradtest._src import execution, jaxprs
 from gradtest._src.blame import AutodiffCheck
 from gradtest._src.check import Check
 from gradtest._src.claiming import autodiff_claims
 from gradtest._src.findings import Finding, Hazard, Verdict
 from gradtest._src.inputs import Point
+from gradtest._src.lifting import Evaluator, Recorder
 from gradtest._src.options import Options
 from gradtest._src.rule_call import TracedAnew
 from gradtest._src.rule_check import RuleCheck
 from gradtest._src.rules import RuleUse, find_rules
+
+_LOOPS = frozenset({"scan", "while"})
+# What one more step of an iteration changes that has converged: a part, and at least.
+_SETTLED, _ROUNDING = 1e-6, 1e-12
 
 
 class _AtOnePoint(Check):
@@ -164,3 +170,18 @@ class Judge:
     def is_finite(self, point: Point) -> bool:
         """Whether the function has a value at a point."""
         return all(np.isfinite(value).all() for value in self.values(point))
+
+    def settles(self, point: Point) -> bool:
+        """Whether one more step of every loop leaves the values as they are."""
+        check = self.check
+        if _LOOPS.isdisjoint(jaxprs.primitives(check.program.jaxpr)):
+            return True
+        case = check.case_at(point)
+        moving, held, _ = case.bench.lifted_arguments(point)
+        run = Evaluator(overrun=1, overruns_scans=True, stops=Recorder())
+        with np.errstate(all="ignore"), execution.float64():
+            further = check.program.mathematics(run, moving, held)
+        return all(
+            np.allclose(here, there, rtol=_SETTLED, atol=_ROUNDING)
+            for here, there in zip(case.readings.values, further, strict=True)
+        )

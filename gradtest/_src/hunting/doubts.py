@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -63,6 +64,7 @@ class Doubts:
         edge of where it has values. At huge numbers a right formula may cancel: there
         only what overflows counts. What only rounds badly must do so nearby as well:
         where a gradient cancels to nothing, its rounding is all that is left of it.
+        What iterates to an end elsewhere, and not there, has no value to differentiate.
         """
         counted = [f for f in found if not (wider and f.order > 1)]
         if self._is_lenient:
@@ -80,10 +82,16 @@ class Doubts:
             counted = [f for f in counted if not _is_finite(f)]
         if counted and wider and not self._makes_sense_around(point):
             return []
+        if counted and not self._judge.settles(point) and self._settles_usually:
+            return []
         exact = [f for f in counted if not _is_rounding(f)]
         if exact or not counted:
             return exact
         return counted if self._rounds_badly_nearby(point, counted[0].order) else []
+
+    @functools.cached_property
+    def _settles_usually(self) -> bool:
+        return self._judge.settles(self._ordinary)
 
     def _holds(self, finding: Finding, point: Point) -> bool:
         """Whether what a derivative was compared with is the same nearby.
