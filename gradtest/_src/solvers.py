@@ -59,7 +59,7 @@ def forward_solvers(jaxpr: Any) -> frozenset[Any]:
 
 
 def is_iterative(program: Any) -> bool:
-    """Whether a solver loops, so that it may stop at a tolerance."""
+    """Whether a program loops: what it solves it may solve to a tolerance."""
     return not jaxprs.primitives(program).isdisjoint({"while", "scan"})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradtest._src import execution, jaxprs
+from gradtest._src import execution
 from gradtest._src.blame import AutodiffCheck
 from gradtest._src.check import Check
 from gradtest._src.claiming import autodiff_claims
@@ -20,8 +20,8 @@ from gradtest._src.options import Options
 from gradtest._src.rule_call import TracedAnew
 from gradtest._src.rule_check import RuleCheck
 from gradtest._src.rules import RuleUse, find_rules
+from gradtest._src.solvers import is_iterative
 
-_LOOPS = frozenset({"scan", "while"})
 # What one more step of an iteration changes that has converged: a part, and at least.
 _SETTLED, _ROUNDING = 1e-6, 1e-12
 
@@ -174,7 +174,7 @@ class Judge:
     def settles(self, point: Point) -> bool:
         """Whether one more step of every loop leaves the values as they are."""
         check = self.check
-        if _LOOPS.isdisjoint(jaxprs.primitives(check.program.jaxpr)):
+        if not is_iterative(check.program.jaxpr):
             return True
         case = check.case_at(point)
         moving, held, _ = case.bench.lifted_arguments(point)
